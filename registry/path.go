@@ -5,7 +5,6 @@ import (
 	"regexp"
 	"strings"
 
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -130,10 +129,10 @@ func checkName(name string) error {
 	if !ok || !looksLikeHost(host) {
 		host, path = "", name
 	}
-	if host != "" && !isHost(strings.ToLower(host)) {
+	if host != "" && !hostPattern.MatchString(strings.ToLower(host)) {
 		return bad("starts with something that is not a host")
 	}
-	if m := reference.NameRegexp.FindString("x/" + path); m != "x/"+path {
+	if !namePattern.MatchString("x/" + path) {
 		return bad("is not valid")
 	}
 	return nil

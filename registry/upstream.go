@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -60,7 +61,7 @@ func parseEndpoint(s string) (*url.URL, error) {
 		return nil, errors.New("a query or fragment has no meaning here")
 	}
 	if u.Path = strings.Trim(path.Clean("/"+u.Path), "/"); u.Path != "" {
-		if _, err := reference.WithName("x/" + u.Path); err != nil {
+		if !namePattern.MatchString("x/" + u.Path) {
 			return nil, fmt.Errorf("path %q cannot precede a repository name", u.Path)
 		}
 	}
@@ -81,7 +82,7 @@ func apiHost(host string) string {
 // a host with an optional port is an error that names s.
 func ParseHost(s string) (string, error) {
 	host := strings.ToLower(s)
-	if len(host) > 255 || !isHost(host) {
+	if len(host) > 255 || !hostPattern.MatchString(host) {
 		return "", fmt.Errorf("registry host %.200q: want HOST or HOST:PORT, without scheme or path", s)
 	}
 	switch host {
@@ -91,9 +92,15 @@ func ParseHost(s string) (string, error) {
 	return host, nil
 }
 
-func isHost(s string) bool {
-	loc := reference.DomainRegexp.FindStringIndex(s)
-	return loc != nil && loc[0] == 0 && loc[1] == len(s)
+// The library's patterns are not anchored, and its FindString stops at the
+// first way to match, not at the longest.
+var (
+	hostPattern = whole(reference.DomainRegexp)
+	namePattern = whole(reference.NameRegexp)
+)
+
+func whole(re *regexp.Regexp) *regexp.Regexp {
+	return regexp.MustCompile("^(?:" + re.String() + ")$")
 }
 
 // PublicRegistries are the upstreams that are allowed when none is named.

@@ -1,0 +1,146 @@
+package registry
+
+import (
+	"errors"
+	"net/url"
+	"strings"
+	"testing"
+)
+
+func TestParseUpstream(t *testing.T) {
+	for in, want := range map[string]Upstream{
+		"docker.io":                {"docker.io", url.URL{Scheme: "https", Host: "registry-1.docker.io"}},
+		"index.docker.io":          {"docker.io", url.URL{Scheme: "https", Host: "registry-1.docker.io"}},
+		"GHCR.io":                  {"ghcr.io", url.URL{Scheme: "https", Host: "ghcr.io"}},
+		"localhost:5000":           {"localhost:5000", url.URL{Scheme: "https", Host: "localhost:5000"}},
+		"a.b=http://127.0.0.1:1":   {"a.b", url.URL{Scheme: "http", Host: "127.0.0.1:1"}},
+		"a.b=https://[::1]:1/":     {"a.b", url.URL{Scheme: "https", Host: "[::1]:1"}},
+		"docker.io=https://h/a/b/": {"docker.io", url.URL{Scheme: "https", Host: "h", Path: "a/b"}},
+	} {
+		if got, err := ParseUpstream(in); err != nil || got != want {
+			t.Errorf("ParseUpstream(%q) = %+v, %v; want %+v", in, got, err, want)
+		}
+	}
+	for in, mention := range map[string]string{
+		"":                      "host",
+		"https://a.b":           "without scheme",
+		"a.b/c":                 "without scheme or path",
+		"a b":                   "a b",
+		"a.b=":                  "http://",
+		"a.b=ftp://x":           "http://",
+		"a.b=http://":           "host is missing",
+		"a.b=http://:80":        "host is missing",
+		"a.b=http://u:p@x":      "credentials",
+		"a.b=http://x?y":        "query",
+		"a.b=http://x/UPPER":    "UPPER",
+		"a.b=http://x:notaport": "port",
+	} {
+		if _, err := ParseUpstream(in); err == nil || !strings.Contains(err.Error(), mention) {
+			t.Errorf("ParseUpstream(%q) fails with %v, want a mention of %q", in, err, mention)
+		}
+	}
+}
+
+func upstreams(t *testing.T, fallback string, hosts ...string) *Upstreams {
+	t.Helper()
+	var list []Upstream
+	for _, h := range hosts {
+		u, err := ParseUpstream(h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, u)
+	}
+	u, err := NewUpstreams(list, fallback)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u
+}
+
+func TestSelect(t *testing.T) {
+	u := upstreams(t, "docker.io", "docker.io", "ghcr.io", "localhost:5000", "127.0.0.1:5000")
+	type in struct{ ns, name string }
+	for c, want := range map[in]Repository{
+		{"ghcr.io", "a/b"}:              {"ghcr.io", "a/b"},
+		{"GHCR.IO", "a/b"}:              {"ghcr.io", "a/b"},
+		{"docker.io", "library/x"}:      {"docker.io", "library/x"},
+		{"registry-1.docker.io", "x"}:   {"docker.io", "library/x"},
+		{"", "x"}:                       {"docker.io", "library/x"},
+		{"", "a/x"}:                     {"docker.io", "a/x"},
+		{"", "docker.io/x"}:             {"docker.io", "library/x"},
+		{"", "ghcr.io/a/b"}:             {"ghcr.io", "a/b"},
+		{"", "localhost:5000/x"}:        {"localhost:5000", "x"},
+		{"127.0.0.1:5000", "x"}:         {"127.0.0.1:5000", "x"},
+		{"ghcr.io", "docker.io/x"}:      {"ghcr.io", "docker.io/x"}, // ns goes first
+		{"localhost:5000", "ghcr.io/x"}: {"localhost:5000", "ghcr.io/x"},
+	} {
+		var ns []string
+		if c.ns != "" {
+			ns = []string{c.ns}
+		}
+		if got, err := u.Select(ns, c.name); err != nil || got != want {
+			t.Errorf("Select(%q, %q) = %v, %v; want %v", c.ns, c.name, got, err, want)
+		}
+	}
+}
+
+// Whatever is not an allowed host, to the letter, is refused: the allow-list
+// is the first wall against requests to other places.
+func TestSelectRefuses(t *testing.T) {
+	u := upstreams(t, "docker.io", "docker.io", "localhost:5000")
+	for _, ns := range []string{
+		"", "169.254.169.254", "evil.io", "localhost", "localhost:5001", "[::1]:5000", "127.0.0.1:5000",
+		"http://docker.io", "docker.io/", "docker.io/x", "user@docker.io", "user:pw@docker.io", "docker.io:443",
+		"2130706433:5000", "0x7f.1:5000", "127.1:5000", "0177.0.0.1:5000", "docker.io.", "docker.io\x00", " docker.io",
+		"docker.io?x", "docker.io#x", "dOcker.io\n", "[::ffff:127.0.0.1]:5000", strings.Repeat("a", 4096),
+	} {
+		if got, err := u.Select([]string{ns}, "x"); !is4xx(err) {
+			t.Errorf("Select(ns %.40q) = %v, %v; want a 4xx", ns, got, err)
+		}
+	}
+	for _, name := range []string{"169.254.169.254/x", "evil.io/x", "localhost/x", "localhost:5001/x"} {
+		if got, err := u.Select(nil, name); !is4xx(err) {
+			t.Errorf("Select(%q) = %v, %v; want a 4xx", name, got, err)
+		}
+	}
+	if got, err := u.Select([]string{"docker.io", "docker.io"}, "x"); !is4xx(err) {
+		t.Errorf("ns given twice: %v, %v; want a 4xx", got, err)
+	}
+	if got, err := upstreams(t, "", "docker.io").Select(nil, "x"); !is4xx(err) {
+		t.Errorf("no upstream at all: %v, %v; want a 4xx", got, err)
+	}
+	if got, err := upstreams(t, "docker.io", "ghcr.io").Select(nil, "x"); !is4xx(err) {
+		t.Errorf("default not allowed: %v, %v; want a 4xx", got, err)
+	}
+}
+
+func TestUpstreamGivenTwice(t *testing.T) {
+	up, _ := ParseUpstream("a.b")
+	if _, err := NewUpstreams([]Upstream{up, up}, ""); err == nil || !strings.Contains(err.Error(), "twice") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func is4xx(err error) bool {
+	var e *Error
+	return errors.As(err, &e) && e.Status >= 400 && e.Status <= 499
+}
+
+func FuzzSelect(f *testing.F) {
+	f.Add("docker.io", "library/x")
+	f.Add("", "ghcr.io/x")
+	up, _ := ParseUpstream("docker.io")
+	u, _ := NewUpstreams([]Upstream{up}, "docker.io")
+	f.Fuzz(func(t *testing.T, ns, name string) {
+		for _, list := range [][]string{nil, {ns}, {ns, ns}} {
+			r, err := u.Select(list, name)
+			if err != nil && !is4xx(err) {
+				t.Fatalf("error is not a 4xx: %v", err)
+			}
+			if err == nil && r.Host != "docker.io" {
+				t.Fatalf("Select(%q, %q) leads to %v", list, name, r)
+			}
+		}
+	})
+}
