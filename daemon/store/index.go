@@ -1,0 +1,205 @@
+package store
+
+import (
+	"container/list"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// entry is one blob, complete or not, that counts against the quota.
+type entry struct {
+	digest  digest.Digest
+	size    int64
+	partial bool
+	// The fields below are guarded by Store.mu.
+	pins    int // open handles
+	elem    *list.Element
+	touched time.Time // when its use was last written to disk; zero: not by us
+
+	proof *proof // of a complete blob: what is known of its bytes
+}
+
+// index is what the store holds, and in which order it was used. Guarded by
+// Store.mu.
+//
+// The order is a container/list and not a golang-lru cache: entries with an
+// open handle stay in their place and are stepped over, where a cache would
+// evict its oldest entry whatever holds it.
+type index struct {
+	blobs    map[digest.Digest]*entry
+	partials map[digest.Digest]*entry
+	order    *list.List // of *entry, most recently used first
+	used     int64      // bytes
+}
+
+func (x *index) init() {
+	x.blobs, x.partials = map[digest.Digest]*entry{}, map[digest.Digest]*entry{}
+	x.order = list.New()
+}
+
+func (x *index) of(e *entry) map[digest.Digest]*entry {
+	if e.partial {
+		return x.partials
+	}
+	return x.blobs
+}
+
+// add takes e in as the most recently used.
+func (x *index) add(e *entry) {
+	x.of(e)[e.digest] = e
+	e.elem = x.order.PushFront(e)
+	x.used += e.size
+}
+
+// drop forgets e. It reports false if e was forgotten before.
+func (x *index) drop(e *entry) bool {
+	if x.of(e)[e.digest] != e {
+		return false
+	}
+	delete(x.of(e), e.digest)
+	x.order.Remove(e.elem)
+	x.used -= e.size
+	return true
+}
+
+func (x *index) use(e *entry) { x.order.MoveToFront(e.elem) }
+
+// pinned counts the entries with an open handle.
+func (x *index) pinned() (n int) {
+	for el := x.order.Front(); el != nil; el = el.Next() {
+		if el.Value.(*entry).pins > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// victims returns the least recently used entries without a handle whose
+// sizes make up at least need bytes, or fewer if there are no more.
+func (x *index) victims(need int64) (v []*entry, sum int64) {
+	for el := x.order.Back(); el != nil && sum < need; el = el.Prev() {
+		if e := el.Value.(*entry); e.pins == 0 {
+			v = append(v, e)
+			sum += e.size
+		}
+	}
+	return v, sum
+}
+
+// limitLocked returns the quota in bytes as the disk allows it now: what the
+// store has allocated, and what is free beyond the tenth that stays free.
+func (s *Store) limitLocked() (int64, error) {
+	sp, err := s.fs.space(s.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		if err = s.restoreDirsLocked(); err == nil {
+			sp, err = s.fs.space(s.dir)
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	// A sparse partial counts in full against the quota, but takes from the
+	// disk only what is written.
+	allocated := s.index.used
+	for d, e := range s.index.partials {
+		var has int64
+		if info, err := s.fs.lstat(s.partialPath(d)); err == nil {
+			has = min(info.allocated, e.size)
+		}
+		allocated -= e.size - has
+	}
+	return max(0, min(s.maxBytes, allocated+sp.avail-sp.total/freeShare)), nil
+}
+
+// makeRoomLocked evicts until size more bytes fit into the quota. If they
+// cannot be made to fit it evicts nothing and returns ErrUnavailable.
+func (s *Store) makeRoomLocked(size int64) error {
+	limit, err := s.limitLocked()
+	if err != nil {
+		return s.writeFailedLocked("looking for free space", err)
+	}
+	s.stats.LimitBytes = limit
+	if size > limit && size > 0 {
+		return fmt.Errorf("%w: %d bytes are more than the quota of %d (%d configured, a tenth of the disk stays free)", ErrUnavailable, size, limit, s.maxBytes)
+	}
+	need := s.index.used - (limit - size)
+	if need <= 0 {
+		return nil
+	}
+	victims, sum := s.index.victims(need)
+	if sum < need && size > 0 {
+		return fmt.Errorf("%w: no room for %d bytes: of %d used, %d of a quota of %d are in use", ErrUnavailable, size, s.index.used, s.index.used-sum, limit)
+	}
+	for _, e := range victims {
+		if err := s.evictLocked(e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// evictOne evicts the least recently used entry and reports whether there was
+// one that could go.
+func (s *Store) evictOne() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	victims, _ := s.index.victims(1)
+	return len(victims) > 0 && s.evictLocked(victims[len(victims)-1]) == nil
+}
+
+func (s *Store) evictLocked(e *entry) error {
+	if err := s.removeFilesLocked(e); err != nil {
+		return s.writeFailedLocked("evicting "+string(e.digest), err)
+	}
+	s.index.drop(e)
+	s.stats.Evictions++
+	s.log.Debug("evicted", "digest", e.digest, "bytes", e.size, "partial", e.partial)
+	return nil
+}
+
+// removeFilesLocked unlinks what e has on disk. A second file that stays
+// behind is an orphan, which the next Open removes.
+func (s *Store) removeFilesLocked(e *entry) error {
+	path, beside := s.blobPath(e.digest), sidecarSuffix
+	if e.partial {
+		path, beside = s.partialPath(e.digest), journalSuffix
+	}
+	if err := s.fs.removeAll(path); err != nil {
+		return err
+	}
+	_ = s.fs.removeAll(path + beside)
+	return nil
+}
+
+// forget drops a complete blob that turned out lost or rotten, even while
+// other handles have it open. Its name may by now be that of a fresh copy,
+// which stays.
+func (s *Store) forget(e *entry, why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.index.drop(e) {
+		return
+	}
+	s.stats.Corruptions++
+	err := s.removeFilesLocked(e)
+	s.log.Error("blob is lost or rotten; evicted", "digest", e.digest, "bytes", e.size, "cause", why, "unlink_error", err)
+}
+
+// Evict removes the complete blob d. Handles that are open stay readable.
+// The error is ErrNotFound if there is none.
+func (s *Store) Evict(d digest.Digest) error {
+	if _, _, err := split(d); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.index.blobs[d]
+	if e == nil {
+		return fmt.Errorf("%w: %s", ErrNotFound, d)
+	}
+	return s.evictLocked(e)
+}
