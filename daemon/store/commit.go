@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/shoalproject/shoal/piece"
 )
@@ -24,19 +25,21 @@ func (p *Partial) Commit() error {
 	p.ending.Lock()
 	defer p.ending.Unlock()
 	p.mu.Lock()
-	state, verified, done, spoilt := p.state, p.verified, p.committed, p.spoilt
+	state, verified, committed, spoilt := p.state, p.verified, p.committed, p.spoilt
 	p.mu.Unlock()
 	switch {
 	case state != open:
 		return fmt.Errorf("store: committing %s: %w", p.e.digest, os.ErrClosed)
-	case done:
-		return nil
+	case committed:
+		return p.settleNames()
 	case spoilt != nil:
 		return spoilt
 	case !verified:
 		return fmt.Errorf("%w: %s", errUnverified, p.e.digest)
 	}
-	if err := p.s.whileFull(p.data.sync); err != nil {
+	// Not tried again: after a failed fsync Linux takes the pages for clean,
+	// and the next one would succeed without having written them.
+	if err := p.data.sync(); err != nil {
 		err = p.s.writeFailed("syncing "+string(p.e.digest), err)
 		p.mu.Lock()
 		p.spoilt = err
@@ -49,12 +52,20 @@ func (p *Partial) Commit() error {
 	if err := p.rename(); err != nil {
 		return p.s.writeFailed("completing "+string(p.e.digest), err)
 	}
-	// The data is where it belongs. The journal is of no use any more; if it
-	// stays, the next Open removes it.
-	err := errors.Join(p.s.fs.syncDir(filepath.Dir(p.path)), p.s.fs.syncDir(p.s.partialDir()))
-	_ = p.s.fs.removeAll(p.s.partialPath(p.e.digest) + journalSuffix)
-	if err != nil {
-		return p.s.writeFailed("syncing directories of "+string(p.e.digest), err)
+	return p.settleNames()
+}
+
+// settleNames makes the renaming durable. Only then the journal goes: a loss
+// of power before that may bring the unfinished blob back.
+func (p *Partial) settleNames() error {
+	s, d := p.s, p.e.digest
+	if err := errors.Join(s.fs.syncDir(filepath.Dir(s.blobPath(d))), s.fs.syncDir(s.partialDir())); err != nil {
+		return s.writeFailed("syncing directories of "+string(d), err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.index.partials[d] == nil { // else the name is another handle's already
+		_ = s.fs.removeAll(s.partialPath(d) + journalSuffix)
 	}
 	return nil
 }
@@ -74,7 +85,7 @@ func (p *Partial) writeSidecar() error {
 		if err != nil {
 			return err
 		}
-		// Not O_TRUNC: where an equal sidecar of a complete blob stands, it
+		// Not O_TRUNC: where the equal sidecar of a complete blob stands, it
 		// stays whole at every moment.
 		if _, err = f.WriteAt(b, 0); err == nil {
 			err = f.truncate(int64(len(b)))
@@ -137,7 +148,7 @@ func (p *Partial) rename() error {
 	if old := s.index.blobs[e.digest]; old != nil {
 		s.index.drop(old)
 	}
-	blob := &entry{digest: e.digest, size: e.size, proof: newProof(e.size)}
+	blob := &entry{digest: e.digest, size: e.size, proof: newProof(e.size), touched: time.Now()}
 	// The bytes were hashed on their way to the disk and again by Verify.
 	// Renaming changed the ctime, so the identity is taken after it.
 	if info, err := p.data.stat(); err == nil {

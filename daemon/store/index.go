@@ -171,6 +171,10 @@ func (s *Store) removeFilesLocked(e *entry) error {
 	if err := s.fs.removeAll(path); err != nil {
 		return err
 	}
+	if !e.partial && s.index.partials[e.digest] != nil {
+		// A Commit may have written this sidecar anew for its own bytes.
+		return nil
+	}
 	_ = s.fs.removeAll(path + beside)
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"hash"
 	"os"
 	"sync"
+	"syscall"
 
 	"github.com/opencontainers/go-digest"
 
@@ -100,8 +101,12 @@ func (s *Store) Partial(d digest.Digest, size int64) (*Partial, error) {
 		busy:      piece.NewSet(l.Count()),
 		news:      make(chan struct{}),
 	}
-	if p.resume() == nil {
+	switch err := p.resume(); {
+	case err == nil:
 		return p, nil
+	case errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE):
+		_ = s.release(e, false)
+		return nil, s.countRefusal(fmt.Errorf("%w: opening unfinished blob %s: %w", ErrUnavailable, d, err))
 	}
 	err = s.whileFull(p.create)
 	if errors.Is(err, os.ErrNotExist) {
@@ -172,8 +177,8 @@ func (s *Store) release(e *entry, remove bool) error {
 	return s.removeFilesLocked(e)
 }
 
-// resume opens the files of an earlier handle. Any failure means to begin
-// anew: only claims are lost.
+// resume opens the files of an earlier handle. A failure means to begin anew,
+// by which only claims are lost, unless it is for want of descriptors.
 func (p *Partial) resume() error {
 	data, err := p.s.fs.open(p.path, os.O_RDWR)
 	if err != nil {
