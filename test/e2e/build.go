@@ -1,0 +1,180 @@
+package e2e
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// Environment variables that name binaries built before. Their names do not
+// begin with SHOAL_, because the daemon takes those for its configuration.
+const (
+	envShoal       = "E2E_SHOAL"       // path of a shoal binary
+	envContainerd2 = "E2E_CONTAINERD2" // directory with containerd, ctr and the shim
+)
+
+// built keeps what was built once for this run of the test binary; [Main]
+// removes it.
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+func buildDir() (string, error) {
+	built.once.Do(func() { built.dir, built.err = os.MkdirTemp("", "e2e-build-") })
+	return built.dir, built.err
+}
+
+// Main runs the tests of a package and removes what they built.
+func Main(m *testing.M) int {
+	code := m.Run()
+	if built.dir != "" {
+		if err := os.RemoveAll(built.dir); err != nil {
+			fmt.Fprintln(os.Stderr, "removing what was built:", err)
+			code = max(code, 1)
+		}
+	}
+	return code
+}
+
+// goBuild builds one package in dir into a file.
+func goBuild(dir, out, pkg string) error {
+	cmd := exec.Command("go", "build", "-o", out, pkg)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s in %s: %w\n%s", pkg, dir, err, b)
+	}
+	return nil
+}
+
+var shoalBinary = sync.OnceValues(func() (string, error) {
+	if path := os.Getenv(envShoal); path != "" {
+		return filepath.Abs(path)
+	}
+	root, err := repositoryRoot()
+	if err != nil {
+		return "", err
+	}
+	dir, err := buildDir()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "shoal")
+	return path, goBuild(root, path, "./cmd/shoal")
+})
+
+// helloBinary is the program of the test image, static, for this machine.
+var helloBinary = sync.OnceValues(func() ([]byte, error) {
+	here, err := sourceDir()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := buildDir()
+	if err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, "hello")
+	if err := goBuild(here, path, "./testdata/hello"); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(path)
+})
+
+// sourceDir is the directory of this file, as the compiler saw it: packages
+// elsewhere in this module run in a directory of their own.
+func sourceDir() (string, error) {
+	_, file, _, ok := runtime.Caller(0)
+	if !ok || !filepath.IsAbs(file) {
+		return "", errors.New("the test binary does not know its source directory: build it without -trimpath")
+	}
+	return filepath.Dir(file), nil
+}
+
+func repositoryRoot() (string, error) {
+	here, err := sourceDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(here, "..", ".."), nil
+}
+
+// containerd2Tags leaves out what the tests do not use; each saves build time.
+const containerd2Tags = "no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing"
+
+// containerd2Binaries builds containerd, ctr and the shim of the 2.x line that
+// containerd2/go.mod pins. That takes minutes, so they are kept in the user's
+// cache directory, keyed by what goes into them.
+var containerd2Binaries = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv(envContainerd2); dir != "" {
+		return filepath.Abs(dir)
+	}
+	here, err := sourceDir()
+	if err != nil {
+		return "", err
+	}
+	module := filepath.Join(here, "containerd2")
+	key, err := containerd2Key(module)
+	if err != nil {
+		return "", err
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("looking for a place to keep containerd 2: %w", err)
+	}
+	dir := filepath.Join(cache, "shoal-e2e", "containerd2-"+key)
+	return dir, buildContainerd2(module, dir)
+})
+
+func containerd2Key(module string) (string, error) {
+	hash := sha256.New()
+	for _, name := range []string{"go.mod", "go.sum"} {
+		b, err := os.ReadFile(filepath.Join(module, name))
+		if err != nil {
+			return "", fmt.Errorf("reading what pins containerd 2: %w", err)
+		}
+		hash.Write(b)
+	}
+	fmt.Fprint(hash, containerd2Tags, runtime.GOARCH, runtime.Version())
+	return hex.EncodeToString(hash.Sum(nil))[:16], nil
+}
+
+// buildContainerd2 fills dir, once: two test binaries at the same time wait for
+// each other, and a build that was cut short leaves no dir behind.
+func buildContainerd2(module, dir string) error {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return fmt.Errorf("locking %s: %w", lock.Name(), err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return nil
+	}
+	partial, err := os.MkdirTemp(filepath.Dir(dir), "partial-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(partial)
+	cmd := exec.Command("go", "build", "-trimpath", "-tags", containerd2Tags, "-o", partial+"/", "tool")
+	cmd.Dir = module
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building containerd 2: %w\n%s", err, b)
+	}
+	return os.Rename(partial, dir)
+}
