@@ -1,0 +1,78 @@
+package origin
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// errStalled ends a body that brought no byte for the stall timeout.
+var errStalled = errors.New("the origin stopped sending")
+
+// maxRead bounds what is taken from the rate limiter at once, in bytes, so
+// that streams share it evenly.
+const maxRead = 64 << 10
+
+// body is the body of every answer: it ends when it stalls, keeps to the rate
+// limit, and frees its request when it is closed. The time in which nobody
+// reads does not count as a stall.
+type body struct {
+	rc      io.ReadCloser
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	timer   *time.Timer
+	stall   time.Duration
+	stalled atomic.Bool
+	rate    *rate.Limiter // nil = no limit
+}
+
+func newBody(ctx context.Context, cancel context.CancelCauseFunc, rc io.ReadCloser, cfg *Config) *body {
+	b := &body{rc: rc, ctx: ctx, cancel: cancel, stall: cfg.StallTimeout, rate: cfg.Rate}
+	b.timer = time.AfterFunc(b.stall, func() {
+		b.stalled.Store(true)
+		cancel(errStalled)
+	})
+	b.timer.Stop()
+	return b
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	if b.rate != nil && b.rate.Limit() != rate.Inf {
+		p = p[:min(len(p), maxRead, b.rate.Burst())]
+	}
+	b.timer.Reset(b.stall)
+	n, err := b.rc.Read(p)
+	b.timer.Stop()
+	if err != nil && err != io.EOF && b.stalled.Load() {
+		err = errStalled
+	}
+	if b.rate != nil && n > 0 {
+		if werr := b.rate.WaitN(b.ctx, n); werr != nil && err == nil {
+			err = werr
+		}
+	}
+	return n, err
+}
+
+func (b *body) Close() error {
+	b.timer.Stop()
+	err := b.rc.Close()
+	b.cancel(nil)
+	return err
+}
+
+// errTooLong means that a bounded body is longer than its bound.
+var errTooLong = errors.New("the body is too long")
+
+// readAll returns a body of at most n bytes. It does not close it.
+func readAll(r io.Reader, n int64) ([]byte, error) {
+	b, err := io.ReadAll(io.LimitReader(r, n+1))
+	if err == nil && int64(len(b)) > n {
+		err = errTooLong
+	}
+	return b, err
+}

@@ -1,0 +1,249 @@
+package origin
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/shoalproject/shoal/registry"
+)
+
+const (
+	// maxAttempts bounds the attempts in a row that bring nothing.
+	maxAttempts = 3
+	// maxErrorBody bounds what is read of an error page, in bytes.
+	maxErrorBody = 64 << 10
+)
+
+// call is one question to an origin.
+type call struct {
+	e      *endpoint
+	t      Target
+	method string
+	path   string // after the repository name
+	query  url.Values
+	header http.Header
+	what   string // for errors: "blob sha256:…"
+	// unknown is the code of a 404 that brings none.
+	unknown string
+}
+
+func (q *call) String() string { return q.t.Repository.String() + ": " + q.what }
+
+// repo is the repository as the origin names it.
+func (q *call) repo() string { return path.Join(q.e.base.Path, q.t.Name) }
+
+func (q *call) request(ctx context.Context, authorization string) *http.Request {
+	u := q.e.base
+	u.Path, u.RawPath = "/v2/"+q.repo()+"/"+q.path, ""
+	u.RawQuery = q.query.Encode()
+	req := (&http.Request{Method: q.method, URL: &u, Header: q.header.Clone()}).WithContext(ctx)
+	if req.Header == nil {
+		req.Header = http.Header{}
+	}
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	return req
+}
+
+// do asks once, when the gate lets it, and returns an answer of status 2xx.
+func (q *call) do(ctx context.Context) (*http.Response, error) {
+	for again := false; ; again = true {
+		p, err := q.e.gate.enter(ctx)
+		if err != nil {
+			return nil, q.shut(ctx, err)
+		}
+		resp, err := q.exchange(ctx)
+		var f *failure
+		switch {
+		case err == nil:
+			p.opened()
+			return resp, nil
+		case !errors.As(err, &f) || !f.answered:
+			p.unknown()
+			return nil, err
+		case !f.limited:
+			p.opened()
+			return nil, err
+		}
+		f.reg.RetryAfter = p.shut(f.reg.RetryAfter)
+		q.e.cfg.Logger.Warn("origin asked to be left alone", "registry", q.e.host, "for", f.reg.RetryAfter)
+		if again || f.reg.RetryAfter > shortWait {
+			return nil, err
+		}
+	}
+}
+
+func (q *call) shut(ctx context.Context, err error) error {
+	var s *shutError
+	if !errors.As(err, &s) {
+		return q.failed(ctx, err)
+	}
+	return &failure{cause: err, limited: true, reg: &registry.Error{
+		Status: http.StatusServiceUnavailable, Code: registry.CodeTooManyRequests,
+		Message: q.String() + ": " + err.Error(), RetryAfter: s.after,
+	}}
+}
+
+// exchange asks, answers a challenge if there is one, and returns an answer
+// of status 2xx.
+func (q *call) exchange(ctx context.Context) (*http.Response, error) {
+	auth, ours := q.t.Authorization, q.t.Authorization == "" && !q.t.Anonymous
+	var err error
+	if ours {
+		if auth, err = q.e.auth.hint(ctx, q.repo()); err != nil {
+			return nil, q.failed(ctx, err)
+		}
+	}
+	resp, away, err := q.e.follow(q.request(ctx, auth), forAPI)
+	if err == nil && resp.StatusCode == http.StatusUnauthorized && ours && !away {
+		var no *failure
+		if no = q.refusal(resp, away, auth); len(no.reg.Challenges) == 0 {
+			return nil, no
+		}
+		resp, away, auth, err = q.answer(ctx, no, auth)
+	}
+	if err != nil {
+		return nil, q.redacted(ctx, err, auth)
+	}
+	if resp.StatusCode/100 == 2 {
+		return resp, nil
+	}
+	return nil, q.refusal(resp, away, auth)
+}
+
+// answer repeats the request with an answer to the challenge in no.
+func (q *call) answer(ctx context.Context, no *failure, rejected string) (resp *http.Response, away bool, auth string, err error) {
+	q.e.auth.forget(q.repo())
+	c, ok := pickChallenge(no.reg.Challenges)
+	if !ok {
+		return nil, false, "", no
+	}
+	auth, err = q.e.auth.answer(ctx, c, rejected)
+	var r *refused
+	switch {
+	case errors.Is(err, errNoAnswer):
+		return nil, false, "", no
+	case errors.As(err, &r):
+		return nil, false, "", q.tokenRefused(r, no)
+	case err != nil:
+		return nil, false, "", err
+	}
+	resp, away, err = q.e.follow(q.request(ctx, auth), forAPI)
+	if err == nil && resp.StatusCode != http.StatusUnauthorized {
+		q.e.auth.remember(q.repo(), c)
+	}
+	return resp, away, auth, err
+}
+
+// tokenRefused returns the error for a token service that gave no token: a
+// refusal if it says that the caller may not, else trouble of the origin's.
+func (q *call) tokenRefused(r *refused, no *failure) *failure {
+	f := q.classify(r.reg)
+	switch r.reg.Status {
+	case http.StatusUnauthorized, http.StatusForbidden:
+		r.reg.Challenges = no.reg.Challenges
+	case http.StatusTooManyRequests:
+	default:
+		if r.reg.Status < 500 {
+			f.reg.Status, f.reg.Code = http.StatusBadGateway, registry.CodeUnavailable
+		}
+	}
+	return f
+}
+
+// redacted is failed for an error whose text may repeat what was sent.
+func (q *call) redacted(ctx context.Context, err error, auth string) error {
+	err = q.failed(ctx, err)
+	var f *failure
+	if errors.As(err, &f) && auth != "" && !f.answered {
+		f.reg.Message = scrub(f.reg.Message, secretOf(auth))
+		if text := f.cause.Error(); scrub(text, secretOf(auth)) != text {
+			f.cause = nil
+		}
+	}
+	return err
+}
+
+func secretOf(auth string) string {
+	_, secret, ok := strings.Cut(auth, " ")
+	if !ok {
+		return auth
+	}
+	return strings.TrimSpace(secret)
+}
+
+// refusal consumes an answer that is not 2xx and returns its error.
+func (q *call) refusal(resp *http.Response, away bool, auth string) *failure {
+	defer drain(resp)
+	b, _ := readAll(resp.Body, maxErrorBody) // what cannot be read is not needed
+	reg := registry.ParseError(resp.StatusCode, b)
+	reg.Message = scrub(reg.Message, secretOf(auth))
+	reg.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+	switch {
+	case away && resp.StatusCode < 500 && resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusTooManyRequests:
+		// Not the registry says so, but the store that it redirected to: the
+		// signed URL has expired or is broken. The registry signs another.
+		reg.Message = fmt.Sprintf("the server %s that the origin redirected to answered %d", resp.Request.URL.Host, resp.StatusCode)
+		reg.Status, reg.Code = http.StatusBadGateway, registry.CodeUnavailable
+	case resp.StatusCode < 400:
+		reg.Message = fmt.Sprintf("the origin answered %d", resp.StatusCode)
+		reg.Status, reg.Code = http.StatusBadGateway, registry.CodeUnavailable
+	case resp.StatusCode == http.StatusUnauthorized:
+		reg.Challenges = resp.Header.Values("WWW-Authenticate")
+	case resp.StatusCode == http.StatusNotFound && reg.Code == registry.CodeNameUnknown && q.method == http.MethodHead:
+		reg.Code = q.unknown
+	case resp.StatusCode == http.StatusRequestTimeout || resp.StatusCode == http.StatusTooEarly:
+		reg.Status, reg.Code = http.StatusServiceUnavailable, registry.CodeUnavailable
+	}
+	reg.Message = q.String() + ": " + reg.Message
+	return q.classify(reg)
+}
+
+// classify says what the retry loops and the gate should make of reg.
+func (q *call) classify(reg *registry.Error) *failure {
+	f := &failure{reg: reg, answered: true}
+	switch {
+	case reg.Status == http.StatusTooManyRequests,
+		reg.Status == http.StatusServiceUnavailable && reg.RetryAfter > 0:
+		f.limited = true
+		reg.Status, reg.Code = http.StatusServiceUnavailable, registry.CodeTooManyRequests
+	case reg.Status >= 500:
+		f.retry = true
+	}
+	return f
+}
+
+// repeat calls try until it succeeds, fails for good, or has been called
+// maxAttempts times. An origin that is down is not asked again: the caller
+// has other sources.
+func (q *call) repeat(ctx context.Context, try func() error) error {
+	for n := 1; ; n++ {
+		err := try()
+		if err == nil || n == maxAttempts || isDown(err) || !shouldRetry(err) {
+			return err
+		}
+		q.e.cfg.Logger.Debug("asking the origin again", "call", q.String(), "attempt", n, "error", err)
+		if err := q.pause(ctx, n); err != nil {
+			return err
+		}
+	}
+}
+
+// pause waits before attempt n+1: base, twice the base, and so on, each
+// between half and one and a half of that.
+func (q *call) pause(ctx context.Context, n int) error {
+	d := q.e.cfg.RetryDelay << (n - 1)
+	d = d/2 + rand.N(d)
+	if err := waitFor(ctx, d, nil); err != nil {
+		return q.failed(ctx, err)
+	}
+	return nil
+}

@@ -1,0 +1,186 @@
+package origin
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/net/publicsuffix"
+)
+
+// endpoint is one upstream: its address, the transports that lead there, and
+// what is remembered of it.
+type endpoint struct {
+	cfg  *Config
+	host string // as image names carry it
+	base url.URL
+	// server is the HOST:PORT of base, the only one that gets Authorization.
+	server string
+	// exempt are the servers that may have a forbidden address.
+	exempt map[string]bool
+	// allowed are those of AllowHosts.
+	allowed map[string]bool
+	// own leads to server, other to the rest: it has no client certificate.
+	own, other *http.Transport
+	memory     dialMemory
+	gate       gate
+	auth       *authenticator
+}
+
+// errRule is wrapped by the error of a request that a rule refused.
+var errRule = errors.New("not allowed")
+
+func newEndpoint(ctx context.Context, cfg *Config, ep Endpoint, background *sync.WaitGroup) (*endpoint, error) {
+	e := &endpoint{cfg: cfg, host: ep.Host, base: ep.Endpoint, exempt: map[string]bool{}, allowed: map[string]bool{}}
+	if e.base.Scheme != "http" && e.base.Scheme != "https" || e.base.Hostname() == "" {
+		return nil, fmt.Errorf("endpoint %q: want http or https and a host", e.base.Redacted())
+	}
+	e.server = hostPort(&e.base)
+	if isLocal(e.base.Hostname()) {
+		e.exempt[e.server] = true
+	}
+	for _, h := range ep.AllowHosts {
+		host, port, err := net.SplitHostPort(h)
+		if err != nil || host == "" || port == "" {
+			return nil, fmt.Errorf("allowed host %q: want HOST:PORT", h)
+		}
+		h = strings.ToLower(net.JoinHostPort(host, port))
+		e.exempt[h], e.allowed[h] = true, true
+	}
+	e.own, e.other = e.transport(ep, ep.ClientCert), e.transport(ep, nil)
+	e.auth = newAuthenticator(ctx, e, background)
+	return e, nil
+}
+
+func (e *endpoint) transport(ep Endpoint, cert *tls.Certificate) *http.Transport {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: ep.RootCAs}
+	if cert != nil {
+		conf.Certificates = []tls.Certificate{*cert}
+	}
+	return &http.Transport{
+		Proxy: func(r *http.Request) (*url.URL, error) {
+			return proxyFrom(r.Context()), nil
+		},
+		DialContext:            e.dial,
+		TLSClientConfig:        conf,
+		TLSHandshakeTimeout:    e.cfg.HeaderTimeout,
+		ResponseHeaderTimeout:  e.cfg.HeaderTimeout,
+		MaxConnsPerHost:        e.cfg.MaxConnsPerHost,
+		MaxIdleConnsPerHost:    16,
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: 64 << 10, // beside tokens of 16 KiB, room for signed URLs
+		ReadBufferSize:         32 << 10,
+		DisableCompression:     true,
+		ForceAttemptHTTP2:      true,
+		// One dead connection carries many streams: find out before they all
+		// stall.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: e.cfg.StallTimeout, PingTimeout: e.cfg.StallTimeout},
+	}
+}
+
+// dial is the only way to an address. A server that is not exempt is checked
+// after its name was resolved.
+func (e *endpoint) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	server := strings.ToLower(addr)
+	d := net.Dialer{Timeout: e.cfg.DialTimeout, ControlContext: control}
+	if e.exempt[server] || proxyFrom(ctx) != nil {
+		d.ControlContext = nil // where there is a proxy, nothing else is dialled
+	}
+	return e.memory.dial(ctx, server, func(ctx context.Context) (net.Conn, error) {
+		return d.DialContext(ctx, network, addr)
+	})
+}
+
+type proxyKey struct{}
+
+func proxyFrom(ctx context.Context) *url.URL {
+	u, _ := ctx.Value(proxyKey{}).(*url.URL)
+	return u
+}
+
+// purpose says what the credential of a request is for.
+type purpose int
+
+const (
+	forAPI   purpose = iota // the registry API
+	forToken                // a token service
+)
+
+// mayBear is the rule of who may see a credential: the endpoint itself sees
+// what is for the API; a token service sees a password only if it belongs to
+// the endpoint by name, and only over a connection as safe as that to the
+// endpoint.
+func (e *endpoint) mayBear(p purpose, u *url.URL) bool {
+	if u.Scheme != "https" && u.Scheme != e.base.Scheme {
+		return false
+	}
+	if p == forAPI {
+		return u.Scheme == e.base.Scheme && hostPort(u) == e.server
+	}
+	return e.allowed[hostPort(u)] || related(e.base.Hostname(), u.Hostname())
+}
+
+// related reports whether two hosts are the same or of one registrable
+// domain. Services of a Kubernetes cluster share a domain without sharing an
+// owner.
+func related(a, b string) bool {
+	a, b = strings.ToLower(a), strings.ToLower(b)
+	if a == b {
+		return true
+	}
+	if net.ParseIP(a) != nil || net.ParseIP(b) != nil || strings.HasSuffix(a, ".cluster.local") {
+		return false
+	}
+	da, errA := publicsuffix.EffectiveTLDPlusOne(a)
+	db, errB := publicsuffix.EffectiveTLDPlusOne(b)
+	return errA == nil && errB == nil && da == db
+}
+
+// send makes one request, without following a redirect. It is the only way
+// to a transport and keeps the rules: what scheme and address may be asked,
+// and who may see a credential. A header that may not be seen is taken off; a
+// body that may not be seen fails the request.
+func (e *endpoint) send(req *http.Request, p purpose) (*http.Response, error) {
+	u := req.URL
+	server := hostPort(u)
+	switch {
+	case u.Scheme != "http" && u.Scheme != "https":
+		return nil, fmt.Errorf("%w: URL with scheme %.20q", errRule, u.Scheme)
+	case u.Scheme == "http" && e.base.Scheme == "https":
+		return nil, fmt.Errorf("%w: plain http to %s for an upstream that is https", errRule, server)
+	case namesForbidden(u.Hostname()) && !e.exempt[server]:
+		return nil, fmt.Errorf("%w: %s", ErrForbiddenAddress, server)
+	}
+	if !e.mayBear(p, u) {
+		req.Header.Del("Authorization")
+		if req.Body != nil && req.Body != http.NoBody {
+			return nil, fmt.Errorf("%w: credentials for %s", errRule, server)
+		}
+	}
+	u.User = nil
+	req.Header.Set("User-Agent", e.cfg.UserAgent)
+	req.Header.Set("Accept-Encoding", "identity")
+	proxy, err := e.cfg.Proxy(req)
+	if err != nil {
+		return nil, fmt.Errorf("proxy for %s: %w", server, clean(err))
+	}
+	ctx, cancel := context.WithCancelCause(context.WithValue(req.Context(), proxyKey{}, proxy))
+	t := e.other
+	if server == e.server {
+		t = e.own
+	}
+	resp, err := t.RoundTrip(req.WithContext(ctx))
+	if err != nil {
+		cancel(nil)
+		return nil, err
+	}
+	resp.Body = newBody(ctx, cancel, resp.Body, e.cfg)
+	return resp, nil
+}
