@@ -114,8 +114,6 @@ var MultiPlatform = sync.OnceValues(func() (*Image, error) {
 			return nil, err
 		}
 		desc.Platform = config.Platform()
-		// Optional here, and skopeo 1.9 changes the index when it is set.
-		desc.ArtifactType = ""
 		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: *desc}).(v1.ImageIndex)
 		out.Manifests = append(out.Manifests, descriptor(desc))
 		blobs, err := blobsOf(img)

@@ -31,6 +31,8 @@ type Tap struct {
 	requests []*Request
 	inFlight int
 	lost     int // requests beyond tapEntries
+	match    func(Request) bool
+	fault    *Fault // done to what matches; see fault.go
 }
 
 // Request is one request that passed a tap.
@@ -109,6 +111,7 @@ func (tap *Tap) URL() string { return "http://" + tap.Addr }
 
 // Stop closes the tap: connections to it are cut, new ones refused.
 func (tap *Tap) Stop() {
+	tap.Heal()
 	_ = tap.server.Close()
 	<-tap.served
 }
@@ -129,7 +132,11 @@ func (tap *Tap) record(next http.Handler) http.Handler {
 			tap.inFlight--
 			tap.mu.Unlock()
 		}()
-		next.ServeHTTP(&countedWriter{ResponseWriter: w, tap: tap, entry: entry}, r)
+		w = &countedWriter{ResponseWriter: w, tap: tap, entry: entry}
+		if fault := tap.faultFor(*entry); fault != nil {
+			w = &faultyWriter{ResponseWriter: w, fault: fault, gone: r.Context().Done()}
+		}
+		next.ServeHTTP(w, r)
 	})
 }
 

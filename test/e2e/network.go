@@ -1,0 +1,88 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// Network is a bridge on this machine. The test and a registry sit on it in the
+// machine's own network namespace, at Addr; each node that is made on it sits in
+// a namespace of its own behind a pair of virtual links, which can be shaped.
+type Network struct {
+	// Addr is this machine's address on the bridge.
+	Addr string
+
+	id    string // begins the name of every interface and namespace
+	nodes int
+}
+
+// maxNodes is how many addresses a network has.
+const maxNodes = 200
+
+// NewNetwork makes a network without nodes. It goes with the test.
+func NewNetwork(t testing.TB) *Network {
+	t.Helper()
+	NeedRoot(t)
+	NeedProgram(t, "ip", "iproute2")
+	NeedProgram(t, "nsenter", "util-linux")
+	// Names are at most 15 bytes; the process id keeps two runs apart.
+	nw := &Network{id: fmt.Sprintf("e2e%d", os.Getpid())}
+	// 198.18.0.0/15 is for benchmarks (RFC 2544) and routed nowhere.
+	nw.Addr = nw.address(1)
+	nw.mustIP(t, "link", "add", nw.id, "type", "bridge")
+	t.Cleanup(func() { nw.undo(t, "link", "delete", nw.id) })
+	nw.mustIP(t, "address", "add", nw.Addr+"/24", "dev", nw.id)
+	nw.mustIP(t, "link", "set", nw.id, "up")
+	return nw
+}
+
+// NewNode makes a node with an address and a namespace of its own. Its link is
+// [Network.Link] here and eth0 there.
+func (nw *Network) NewNode(t testing.TB, name string) *Node {
+	t.Helper()
+	if nw.nodes == maxNodes {
+		t.Fatalf("a network has at most %d nodes", maxNodes)
+	}
+	nw.nodes++
+	netns := fmt.Sprintf("%s-%d", nw.id, nw.nodes)
+	link := nw.Link(nw.nodes)
+	addr := nw.address(nw.nodes + 1)
+	nw.mustIP(t, "netns", "add", netns)
+	// The link goes with its other end.
+	t.Cleanup(func() { nw.undo(t, "netns", "delete", netns) })
+	nw.mustIP(t, "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", netns)
+	nw.mustIP(t, "link", "set", link, "master", nw.id, "up")
+	nw.mustIP(t, "-n", netns, "address", "add", addr+"/24", "dev", "eth0")
+	nw.mustIP(t, "-n", netns, "link", "set", "eth0", "up")
+	nw.mustIP(t, "-n", netns, "link", "set", "lo", "up")
+	return NewNodeAt(t, name, addr, netns)
+}
+
+// Link is the name of this machine's end of the link of the nth node, counted
+// from 1.
+func (nw *Network) Link(n int) string { return fmt.Sprintf("%sv%d", nw.id, n) }
+
+func (nw *Network) address(host int) string {
+	return fmt.Sprintf("198.18.%d.%d", os.Getpid()%256, host)
+}
+
+func (nw *Network) mustIP(t testing.TB, args ...string) {
+	t.Helper()
+	if _, err := nw.ip(args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (nw *Network) undo(t testing.TB, args ...string) {
+	t.Helper()
+	if _, err := nw.ip(args...); err != nil {
+		t.Errorf("cleaning up the network: %v", err)
+	}
+}
+
+func (nw *Network) ip(args ...string) (string, error) {
+	out, err := (&Node{Dir: "/"}).Run("ip", args...)
+	return strings.TrimSpace(out), err
+}
