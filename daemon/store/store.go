@@ -170,18 +170,24 @@ func (s *Store) openDir() error {
 	return nil
 }
 
-// mkdirAll makes dir and its absent parents.
+// mkdirAll makes dir and its absent parents, durably.
 func (s *Store) mkdirAll(dir string) error {
+	parent := filepath.Dir(dir)
 	err := s.fs.mkdir(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		if parent := filepath.Dir(dir); parent != dir {
-			if err := s.mkdirAll(parent); err != nil {
-				return err
-			}
-			err = s.fs.mkdir(dir)
+	if errors.Is(err, os.ErrNotExist) && parent != dir {
+		if err := s.mkdirAll(parent); err != nil {
+			return err
 		}
+		err = s.fs.mkdir(dir)
 	}
-	if err == nil || errors.Is(err, os.ErrExist) {
+	if err == nil {
+		// A parent that we may enter but not read cannot be synced.
+		if err = s.fs.syncDir(parent); errors.Is(err, os.ErrPermission) {
+			err = nil
+		}
+		return err
+	}
+	if errors.Is(err, os.ErrExist) {
 		return nil
 	}
 	// On a read-only disk mkdir may say so before it looks.
