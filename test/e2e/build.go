@@ -12,6 +12,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"go.uber.org/goleak"
 )
 
 // Environment variables that name binaries built before. Their names do not
@@ -34,9 +36,17 @@ func buildDir() (string, error) {
 	return built.dir, built.err
 }
 
-// Main runs the tests of a package and removes what they built.
+// Main runs the tests of a package, removes what they built, and returns the
+// exit code. Goroutines that are left over make it fail.
 func Main(m *testing.M) int {
 	code := m.Run()
+	if code == 0 {
+		err := goleak.Find(goleak.IgnoreTopFunction("github.com/shoalproject/shoal/test/e2e.serveStarts"))
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
 	if built.dir != "" {
 		if err := os.RemoveAll(built.dir); err != nil {
 			fmt.Fprintln(os.Stderr, "removing what was built:", err)

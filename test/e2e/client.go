@@ -54,22 +54,21 @@ func (c Client) Manifest(ctx context.Context, reference string) (Content, error)
 	return c.get(ctx, "manifests", reference, "")
 }
 
-func (c Client) get(ctx context.Context, kind, reference, byteRange string) (Content, error) {
-	target := fmt.Sprintf("%s/v2/%s/%s/%s", c.Base, c.Repository, kind, reference)
-	if c.Namespace != "" {
-		target += "?ns=" + url.QueryEscape(c.Namespace)
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+// Open gets a blob and leaves the reading to the caller, who closes it.
+func (c Client) Open(ctx context.Context, digest string) (io.ReadCloser, error) {
+	resp, err := c.do(ctx, "blobs", digest, "")
 	if err != nil {
-		return Content{}, err
+		return nil, err
 	}
-	if kind == "manifests" {
-		req.Header.Set("Accept", manifestTypes)
+	if resp.StatusCode != http.StatusOK {
+		resp.Body.Close()
+		return nil, fmt.Errorf("%s answered with status %d", digest, resp.StatusCode)
 	}
-	if byteRange != "" {
-		req.Header.Set("Range", byteRange)
-	}
-	resp, err := fetchClient.Do(req)
+	return resp.Body, nil
+}
+
+func (c Client) get(ctx context.Context, kind, reference, byteRange string) (Content, error) {
+	resp, err := c.do(ctx, kind, reference, byteRange)
 	if err != nil {
 		return Content{}, err
 	}
@@ -77,12 +76,30 @@ func (c Client) get(ctx context.Context, kind, reference, byteRange string) (Con
 	hash := sha256.New()
 	size, err := io.Copy(hash, resp.Body)
 	if err != nil {
-		return Content{}, fmt.Errorf("reading %s: %w", target, err)
+		return Content{}, fmt.Errorf("reading %s: %w", resp.Request.URL, err)
 	}
 	return Content{
 		Digest: "sha256:" + hex.EncodeToString(hash.Sum(nil)),
 		Size:   size, Header: resp.Header, Status: resp.StatusCode,
 	}, nil
+}
+
+func (c Client) do(ctx context.Context, kind, reference, byteRange string) (*http.Response, error) {
+	target := fmt.Sprintf("%s/v2/%s/%s/%s", c.Base, c.Repository, kind, reference)
+	if c.Namespace != "" {
+		target += "?ns=" + url.QueryEscape(c.Namespace)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return nil, err
+	}
+	if kind == "manifests" {
+		req.Header.Set("Accept", manifestTypes)
+	}
+	if byteRange != "" {
+		req.Header.Set("Range", byteRange)
+	}
+	return fetchClient.Do(req)
 }
 
 // CheckBlobs gets every blob whole and compares digest and length.

@@ -29,6 +29,8 @@ type Node struct {
 	Dir string
 	// NetNS is the name of an existing network namespace, or empty.
 	NetNS string
+
+	starts int // of processes; numbers their logs
 }
 
 // NewNode makes a node on loopback. Its directory goes with the test, after
@@ -79,11 +81,13 @@ func (n *Node) Command(program string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// Start runs a program on this node until the end of the test. Its log is
-// named after it.
+// Start runs a program on this node until the end of the test. Each start has a
+// log of its own.
 func (n *Node) Start(t testing.TB, name string, cmd *exec.Cmd) *Process {
 	t.Helper()
-	return startProcess(t, n.Name+"/"+name, n.Path(name+".log"), cmd)
+	n.starts++
+	log := n.Path(fmt.Sprintf("%d-%s.log", n.starts, name))
+	return startProcess(t, n.Name+"/"+name, log, cmd)
 }
 
 // Write puts a file below the node's directory and returns its path.

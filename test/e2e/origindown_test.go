@@ -26,24 +26,3 @@ func TestOriginDown(t *testing.T) {
 		b.originSentOnce(t)
 	})
 }
-
-// TestCrashedDaemonKeepsItsStore is the same with a daemon that was killed: a
-// pull that has ended is durable.
-func TestCrashedDaemonKeepsItsStore(t *testing.T) {
-	b := newBed(t, SinglePlatform)
-	if err := b.client().CheckManifests(t.Context(), b.image.Manifests...); err != nil {
-		t.Fatal(err)
-	}
-	if err := b.client().CheckBlobs(t.Context(), b.image.Blobs...); err != nil {
-		t.Fatal(err)
-	}
-	b.daemon.Kill()
-	b.registry.Stop(t)
-	b.daemon.Restart(t)
-	if err := b.client().CheckManifests(t.Context(), b.image.Manifests...); err != nil {
-		t.Error(err)
-	}
-	if err := b.client().CheckBlobs(t.Context(), b.image.Blobs...); err != nil {
-		t.Error(err)
-	}
-}

@@ -48,14 +48,16 @@ type Process struct {
 // only a thread as old as the process may fork children that carry it.
 var starts = sync.OnceValue(func() chan<- func() {
 	work := make(chan func())
-	go func() {
-		runtime.LockOSThread()
-		for f := range work {
-			f()
-		}
-	}()
+	go serveStarts(work)
 	return work
 })
+
+func serveStarts(work <-chan func()) {
+	runtime.LockOSThread()
+	for f := range work {
+		f()
+	}
+}
 
 // startProcess runs cmd with its output in the file log. The process is ended
 // with the test, and by the kernel if the test binary dies first.
@@ -75,7 +77,7 @@ func startProcess(t testing.TB, name, log string, cmd *exec.Cmd) *Process {
 }
 
 func launch(name, log string, cmd *exec.Cmd) (*Process, error) {
-	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_EXCL|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("opening the log of %s: %w", name, err)
 	}

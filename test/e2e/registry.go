@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"net"
+	"net/http"
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -22,11 +23,13 @@ type Registry struct {
 	proc *Process
 }
 
+// registryConfig leaves the access log to the taps, and with it what the
+// registry calls errors: each push begins by asking for what is not there.
 const registryConfig = `version: 0.1
 log:
   accesslog:
     disabled: true
-  level: warn
+  level: fatal
 storage:
   filesystem:
     rootdirectory: %s
@@ -59,10 +62,12 @@ func (r *Registry) Push(t testing.TB, img *Image, repository, tag string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
 	if img.index != nil {
-		err = remote.WriteIndex(ref, img.index)
+		err = remote.WriteIndex(ref, img.index, remote.WithTransport(transport))
 	} else {
-		err = remote.Write(ref, img.image)
+		err = remote.Write(ref, img.image, remote.WithTransport(transport))
 	}
 	if err != nil {
 		t.Fatalf("pushing %s: %v", ref, err)
@@ -72,7 +77,7 @@ func (r *Registry) Push(t testing.TB, img *Image, repository, tag string) {
 // Stop takes the origin away, both ways in.
 func (r *Registry) Stop(t testing.TB) {
 	t.Helper()
-	r.Origin.Stop()
-	r.Direct.Stop()
+	r.Origin.Stop(t)
+	r.Direct.Stop(t)
 	r.proc.Stop(t)
 }

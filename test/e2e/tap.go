@@ -24,8 +24,9 @@ type Tap struct {
 	// Addr is the address that the tap listens on, host:port.
 	Addr string
 
-	server *http.Server
-	served chan struct{} // closed when the server has ended
+	server    *http.Server
+	served    chan struct{} // closed when the server has ended
+	transport *http.Transport
 
 	mu       sync.Mutex // guards what follows
 	requests []*Request
@@ -92,17 +93,17 @@ func NewTap(t testing.TB, addr, backend string) *Tap {
 		ReadHeaderTimeout: 30 * time.Second,
 		ErrorLog:          log.New(io.Discard, "", 0),
 	}
+	tap.transport = transport
 	go func() {
 		defer close(tap.served)
 		_ = tap.server.Serve(l)
-		transport.CloseIdleConnections()
 	}()
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("what passed the tap before %s:\n%s", backend, tap.describe())
 		}
 	})
-	t.Cleanup(tap.Stop)
+	t.Cleanup(func() { tap.Stop(t) })
 	return tap
 }
 
@@ -110,10 +111,13 @@ func NewTap(t testing.TB, addr, backend string) *Tap {
 func (tap *Tap) URL() string { return "http://" + tap.Addr }
 
 // Stop closes the tap: connections to it are cut, new ones refused.
-func (tap *Tap) Stop() {
+func (tap *Tap) Stop(t testing.TB) {
+	t.Helper()
 	tap.Heal()
 	_ = tap.server.Close()
 	<-tap.served
+	tap.rest(t)
+	tap.transport.CloseIdleConnections()
 }
 
 func (tap *Tap) record(next http.Handler) http.Handler {
@@ -171,14 +175,7 @@ func (w *countedWriter) Write(p []byte) (int, error) {
 // matches all of the filters, in order of arrival.
 func (tap *Tap) Requests(t testing.TB, filters ...func(Request) bool) []Request {
 	t.Helper()
-	Eventually(t, "the tap comes to rest", 30*time.Second, func() error {
-		tap.mu.Lock()
-		defer tap.mu.Unlock()
-		if tap.inFlight > 0 {
-			return fmt.Errorf("%d requests in flight", tap.inFlight)
-		}
-		return nil
-	})
+	tap.rest(t)
 	tap.mu.Lock()
 	defer tap.mu.Unlock()
 	if tap.lost > 0 {
@@ -197,6 +194,19 @@ next:
 	return out
 }
 
+// rest waits until nothing is in flight.
+func (tap *Tap) rest(t testing.TB) {
+	t.Helper()
+	Eventually(t, "the tap comes to rest", 30*time.Second, func() error {
+		tap.mu.Lock()
+		defer tap.mu.Unlock()
+		if tap.inFlight > 0 {
+			return fmt.Errorf("%d requests in flight", tap.inFlight)
+		}
+		return nil
+	})
+}
+
 // Bytes is the sum of the bodies of what matches, in bytes.
 func (tap *Tap) Bytes(t testing.TB, filters ...func(Request) bool) int64 {
 	t.Helper()
@@ -210,7 +220,7 @@ func (tap *Tap) Bytes(t testing.TB, filters ...func(Request) bool) int64 {
 // Reset forgets what passed so far.
 func (tap *Tap) Reset(t testing.TB) {
 	t.Helper()
-	tap.Requests(t) // comes to rest
+	tap.rest(t)
 	tap.mu.Lock()
 	defer tap.mu.Unlock()
 	tap.requests = nil
