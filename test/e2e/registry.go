@@ -23,13 +23,13 @@ type Registry struct {
 	proc *Process
 }
 
-// registryConfig leaves the access log to the taps, and with it what the
-// registry calls errors: each push begins by asking for what is not there.
+// registryConfig leaves the access log to the taps. What the log then still calls
+// errors is mostly a push asking for what is not there yet.
 const registryConfig = `version: 0.1
 log:
   accesslog:
     disabled: true
-  level: fatal
+  level: error
 storage:
   filesystem:
     rootdirectory: %s
