@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"strconv"
@@ -174,10 +175,18 @@ func Header(key, value string) Fault {
 // come is a closed connection; what was not announced is not sent.
 func Length(delta int64) Fault {
 	return alter(func(w *altered) func() {
+		left := int64(math.MaxInt64)
 		w.header = func(h http.Header) {
 			if n, err := strconv.ParseInt(h.Get("Content-Length"), 10, 64); err == nil {
-				h.Set("Content-Length", strconv.FormatInt(n+delta, 10))
+				left = max(n+delta, 0)
+				h.Set("Content-Length", strconv.FormatInt(left, 10))
 			}
+		}
+		w.body = func(p []byte) error {
+			p = p[:min(int64(len(p)), left)]
+			left -= int64(len(p))
+			_, err := w.ResponseWriter.Write(p)
+			return err
 		}
 		return nil
 	})

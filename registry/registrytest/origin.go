@@ -206,3 +206,14 @@ func (o *Origin) Up() error {
 	}
 	return nil
 }
+
+// Connections returns how many connections all servers have accepted.
+func (o *Origin) Connections() int {
+	n := 0
+	for _, s := range []*server{o.api, o.store, o.tokens} {
+		if s != nil {
+			n += int(s.accepted.Load())
+		}
+	}
+	return n
+}

@@ -177,16 +177,24 @@ func TestFaults(t *testing.T) {
 		fault Fault
 		check func(resp *http.Response, body []byte, err error) bool
 	}{
-		"cut":        {Cut(10), func(_ *http.Response, b []byte, err error) bool { return cut(err) && len(b) == 10 }},
-		"longer":     {Length(1), func(_ *http.Response, b []byte, err error) bool { return cut(err) && len(b) == 1000 }},
-		"shorter":    {Length(-1), func(_ *http.Response, b []byte, err error) bool { return err == nil && len(b) == 999 }},
-		"extra":      {Extra(7), func(_ *http.Response, b []byte, err error) bool { return err == nil && len(b) == 1007 }},
-		"flip":       {Flip(3), func(_ *http.Response, b []byte, err error) bool { return err == nil && b[3] == '2' && b[4] == '4' }},
-		"reset":      {Reset(), func(_ *http.Response, _ []byte, err error) bool { return err != nil }},
-		"status":     {Status(503, "Retry-After", "1"), func(r *http.Response, _ []byte, _ error) bool { return r.StatusCode == 503 && r.Header.Get("Retry-After") == "1" }},
-		"loop":       {RedirectLoop(), func(_ *http.Response, _ []byte, err error) bool { return err != nil && strings.Contains(err.Error(), "10 redirects") }},
-		"html":       {HTML(), func(r *http.Response, _ []byte, _ error) bool { return strings.HasPrefix(r.Header.Get("Content-Type"), "text/html") }},
-		"gzip":       {Gzip(), func(r *http.Response, b []byte, _ error) bool { return r.Header.Get("Content-Encoding") == "gzip" && b[0] == 0x1f }},
+		"cut":     {Cut(10), func(_ *http.Response, b []byte, err error) bool { return cut(err) && len(b) == 10 }},
+		"longer":  {Length(1), func(_ *http.Response, b []byte, err error) bool { return cut(err) && len(b) == 1000 }},
+		"shorter": {Length(-1), func(_ *http.Response, b []byte, err error) bool { return err == nil && len(b) == 999 }},
+		"extra":   {Extra(7), func(_ *http.Response, b []byte, err error) bool { return err == nil && len(b) == 1007 }},
+		"flip":    {Flip(3), func(_ *http.Response, b []byte, err error) bool { return err == nil && b[3] == '2' && b[4] == '4' }},
+		"reset":   {Reset(), func(_ *http.Response, _ []byte, err error) bool { return err != nil }},
+		"status": {Status(503, "Retry-After", "1"), func(r *http.Response, _ []byte, _ error) bool {
+			return r.StatusCode == 503 && r.Header.Get("Retry-After") == "1"
+		}},
+		"loop": {RedirectLoop(), func(_ *http.Response, _ []byte, err error) bool {
+			return err != nil && strings.Contains(err.Error(), "10 redirects")
+		}},
+		"html": {HTML(), func(r *http.Response, _ []byte, _ error) bool {
+			return strings.HasPrefix(r.Header.Get("Content-Type"), "text/html")
+		}},
+		"gzip": {Gzip(), func(r *http.Response, b []byte, _ error) bool {
+			return r.Header.Get("Content-Encoding") == "gzip" && b[0] == 0x1f
+		}},
 		"header":     {Header("Docker-Content-Digest", ""), func(r *http.Response, _ []byte, _ error) bool { return r.Header.Get("Docker-Content-Digest") == "" }},
 		"chain":      {Chain(Flip(0), Length(-2)), func(_ *http.Response, b []byte, err error) bool { return err == nil && len(b) == 998 && b[0] == '1' }},
 		"throttle":   {Throttle(1 << 30), func(_ *http.Response, b []byte, err error) bool { return err == nil && len(b) == 1000 }},

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,6 +20,8 @@ type server struct {
 	mu      sync.Mutex // guards running, stopped
 	running *http.Server
 	stopped chan struct{} // closed when running has ended
+
+	accepted atomic.Int64
 }
 
 func startServer(addr string, conf *tls.Config, h http.Handler) (*server, error) {
@@ -39,6 +42,11 @@ func (s *server) up() error {
 	s.addr = ln.Addr().String()
 	srv := &http.Server{
 		Handler: s.handler, TLSConfig: s.conf, ReadHeaderTimeout: 30 * time.Second,
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			if state == http.StateNew {
+				s.accepted.Add(1)
+			}
+		},
 		ErrorLog: log.New(io.Discard, "", 0), // aborted handlers and handshakes are what tests order
 	}
 	stopped := make(chan struct{})
