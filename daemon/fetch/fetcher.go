@@ -1,0 +1,277 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
+)
+
+// Config bounds a Fetcher. Zero fields take the default.
+type Config struct {
+	Logger *slog.Logger
+	// Flights is how many blobs may be in flight at once; more wait up to
+	// Queue and then fail with ErrBusy. Each costs a few buffers of 128 KiB
+	// and some descriptors. Default 64.
+	Flights int
+	// Queue is how long a blob waits to get into flight. Default 10 s: less
+	// than runtimes wait for headers.
+	Queue time.Duration
+	// Workers is how many streams one blob may have from its origin. One
+	// fills it in order; the others serve readers that want bytes far ahead
+	// of it, as runtimes that fetch ranges in parallel do. Default 4.
+	Workers int
+	// Linger is how long a download goes on after the last reader left. A
+	// runtime that reads ranges leaves and comes back. Default 3 s.
+	Linger time.Duration
+	// BadFor is how long requests for a blob are refused after its origin
+	// sent wrong bytes; it doubles each time, up to 32 times. Default 10 s.
+	BadFor time.Duration
+}
+
+// far is how far ahead of a worker, in bytes, a reader may want bytes and
+// still wait for it rather than have another stream opened.
+const far = 16 << 20
+
+// badBlobs bounds how many bad blobs are remembered.
+const badBlobs = 1024
+
+// Fetcher brings blobs onto the node. It is safe for concurrent use.
+type Fetcher struct {
+	cfg   Config
+	store Store
+	slots *semaphore.Weighted
+	ctx   context.Context // of all flights; ends with Close
+	stop  context.CancelFunc
+	wg    sync.WaitGroup
+	stats counters
+
+	mu sync.Mutex
+	// Guarded by mu:
+	flights map[digest.Digest]*flight
+	closed  bool
+	bad     *lru.Cache[badKey, badBlob]
+}
+
+type badKey struct {
+	digest digest.Digest
+	source string
+}
+
+type badBlob struct {
+	err     error
+	until   time.Time
+	strikes int
+}
+
+type counters struct {
+	hits, joins, starts, originBytes, bad, direct atomic.Int64
+}
+
+// Stats are running totals since New, but for Flights.
+type Stats struct {
+	// Hits counts requests served from a complete blob, Joins those that
+	// joined a flight, Starts the flights begun.
+	Hits, Joins, Starts int64
+	// Flights is the number of blobs in flight now.
+	Flights int64
+	// OriginBytes counts blob bytes received from sources.
+	OriginBytes int64
+	// BadBlobs counts blobs that failed their digest.
+	BadBlobs int64
+	// PassedThrough counts blobs that the store could not take.
+	PassedThrough int64
+}
+
+// New returns a Fetcher over store. Close releases it.
+func New(store Store, cfg Config) *Fetcher {
+	setDefault(&cfg.Flights, 64)
+	setDefault(&cfg.Queue, 10*time.Second)
+	setDefault(&cfg.Workers, 4)
+	setDefault(&cfg.Linger, 3*time.Second)
+	setDefault(&cfg.BadFor, 10*time.Second)
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	bad, err := lru.New[badKey, badBlob](badBlobs)
+	if err != nil {
+		panic(err) // only of a size that is not positive
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	return &Fetcher{
+		cfg: cfg, store: store, slots: semaphore.NewWeighted(int64(cfg.Flights)),
+		ctx: ctx, stop: stop, flights: make(map[digest.Digest]*flight), bad: bad,
+	}
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Close ends all flights, keeping what they have for later, and waits for
+// them. Readers fail with context.Canceled.
+func (f *Fetcher) Close() {
+	f.mu.Lock()
+	f.closed = true
+	f.mu.Unlock()
+	f.stop()
+	f.wg.Wait()
+}
+
+// Stats returns what the Fetcher has done so far.
+func (f *Fetcher) Stats() Stats {
+	f.mu.Lock()
+	flights := len(f.flights)
+	f.mu.Unlock()
+	return Stats{
+		Hits: f.stats.hits.Load(), Joins: f.stats.joins.Load(), Starts: f.stats.starts.Load(),
+		Flights: int64(flights), OriginBytes: f.stats.originBytes.Load(),
+		BadBlobs: f.stats.bad.Load(), PassedThrough: f.stats.direct.Load(),
+	}
+}
+
+// Request asks for a blob.
+type Request struct {
+	Digest digest.Digest
+	// Source opens the blob in the name of this caller.
+	Source Source
+	// Offset is the byte wanted first.
+	Offset int64
+	// Proven says that the origin lets this caller have the blob. If it is
+	// not set, the caller's own source must open before Open returns.
+	Proven bool
+}
+
+// Open returns a reader of a blob, once its size is known: from the store, a
+// flight that is under way, or a new one. The error is that of the source if
+// nothing can be had, a *BadBlobError for a while after the source sent a
+// wrong blob, ErrUnproven, ErrBusy, or that of ctx.
+func (f *Fetcher) Open(ctx context.Context, req Request) (*Reader, error) {
+	// Each round ends with a reader, an error, or a change of what there is:
+	// a flight that ended between two looks. That cannot go on for long.
+	for range 8 {
+		if blob, err := f.store.Blob(req.Digest); err == nil {
+			if !req.Proven {
+				return nil, errors.Join(ErrUnproven, blob.Close())
+			}
+			f.stats.hits.Add(1)
+			return &Reader{fetcher: f, req: req, size: blob.Size(), blob: blob}, nil
+		} else if !errors.Is(err, ErrNotFound) {
+			f.cfg.Logger.Warn("store cannot open blob", "digest", req.Digest, "err", err)
+		}
+		fl, src, err := f.board(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		size, err := fl.begun(ctx, src)
+		if err == nil {
+			return &Reader{fetcher: f, req: req, size: size, flight: fl, view: view{source: src}}, nil
+		}
+		fl.leave(src)
+		if !errors.Is(err, errGone) {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("blob %s: %w", req.Digest, ErrBusy)
+}
+
+// board joins the flight of a blob, or starts one.
+func (f *Fetcher) board(ctx context.Context, req Request) (*flight, *boarded, error) {
+	fl, src, err := f.join(req)
+	if fl != nil || err != nil {
+		return fl, src, err
+	}
+	queue, cancel := context.WithTimeout(ctx, f.cfg.Queue)
+	defer cancel()
+	if err := f.slots.Acquire(queue, 1); err != nil {
+		if ctx.Err() != nil {
+			return nil, nil, ctx.Err()
+		}
+		return nil, nil, fmt.Errorf("blob %s: %w", req.Digest, ErrBusy)
+	}
+	fl, src, started, err := f.start(req)
+	if !started {
+		f.slots.Release(1)
+	}
+	return fl, src, err
+}
+
+func (f *Fetcher) join(req Request) (*flight, *boarded, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if b, ok := f.bad.Get(badKey{req.Digest, req.Source.Key()}); ok && time.Now().Before(b.until) {
+		return nil, nil, b.err
+	}
+	fl := f.flights[req.Digest]
+	if fl == nil {
+		if _, pending := f.store.Pending(req.Digest); pending && !req.Proven {
+			return nil, nil, ErrUnproven
+		}
+		return nil, nil, nil
+	}
+	src, err := fl.join(req)
+	if err == nil {
+		f.stats.joins.Add(1)
+	}
+	return fl, src, err
+}
+
+// start starts the flight of a blob, unless another request just did: then
+// it joins that one.
+func (f *Fetcher) start(req Request) (fl *flight, src *boarded, started bool, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil, nil, false, context.Canceled
+	}
+	if fl := f.flights[req.Digest]; fl != nil {
+		if src, err = fl.join(req); err == nil {
+			f.stats.joins.Add(1)
+		}
+		return fl, src, false, err
+	}
+	ctx, cancel := context.WithCancel(f.ctx)
+	fl = newFlight(f, req.Digest, cancel)
+	src = fl.add(req.Source)
+	f.flights[req.Digest] = fl
+	f.stats.starts.Add(1)
+	f.wg.Go(func() {
+		defer f.slots.Release(1)
+		fl.run(ctx, req.Offset)
+		f.mu.Lock()
+		delete(f.flights, req.Digest)
+		f.mu.Unlock()
+		close(fl.gone)
+	})
+	return fl, src, true, nil
+}
+
+// remember makes requests for a bad blob fail for a while, each time longer.
+func (f *Fetcher) remember(bad *BadBlobError) {
+	f.stats.bad.Add(1)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	key := badKey{bad.Digest, bad.Source}
+	b, _ := f.bad.Get(key)
+	b.err = bad
+	b.until = time.Now().Add(f.cfg.BadFor << min(b.strikes, 5))
+	b.strikes++
+	f.bad.Add(key, b)
+}
+
+// forgive forgets that a blob was bad.
+func (f *Fetcher) forgive(d digest.Digest, source string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bad.Remove(badKey{d, source})
+}

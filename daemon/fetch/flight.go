@@ -1,0 +1,439 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoalproject/shoal/piece"
+)
+
+// errGone says that a flight ended before the reader that wanted to join it
+// could; the reader starts over.
+var errGone = errors.New("flight is over")
+
+// errDirect says that the store has given up: readers go on by themselves.
+var errDirect = errors.New("store gave up")
+
+// flight is one blob on its way onto the node. run owns its life; workers
+// fill it; readers watch it.
+type flight struct {
+	fetcher *Fetcher
+	digest  digest.Digest
+	cancel  context.CancelFunc
+	// gone is closed when the flight is over and off the books.
+	gone chan struct{}
+
+	mu sync.Mutex
+	// Guarded by mu:
+	changed chan struct{} // closed and replaced when a reader may go on
+	sources []*boarded    // in order of arrival
+	readers int
+	idle    *time.Timer // cancels the flight when nobody reads
+	left    bool        // cancelled because nobody read
+
+	begin    bool // size, plan and partial, or direct, are set
+	size     int64
+	plan     *plan
+	partial  Partial
+	group    *errgroup.Group
+	groupCtx context.Context
+	workers  int
+	single   bool // one worker only: the origin does not take more
+	spoiled  []span
+	verified bool
+	over     bool // nothing more will come
+	err      error
+	direct   *direct
+}
+
+// boarded is a source with the readers that brought it.
+type boarded struct {
+	Source
+	readers int
+	proven  bool  // it has opened the blob
+	err     error // it failed for good, and its readers with it
+}
+
+// span is a range of bytes that readers could see and that was then fetched
+// again: they may have seen other bytes than those that were verified.
+type span struct{ off, end int64 }
+
+func newFlight(f *Fetcher, d digest.Digest, cancel context.CancelFunc) *flight {
+	return &flight{fetcher: f, digest: d, cancel: cancel, gone: make(chan struct{}), changed: make(chan struct{})}
+}
+
+// join takes a reader on board.
+func (fl *flight) join(req Request) (*boarded, error) {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	for _, s := range fl.sources {
+		if s.Key() == req.Source.Key() && s.err == nil {
+			fl.enter(s)
+			return s, nil
+		}
+	}
+	if !req.Proven {
+		return nil, ErrUnproven
+	}
+	s := &boarded{Source: req.Source, proven: true}
+	fl.sources = append(fl.sources, s)
+	fl.enter(s)
+	return s, nil
+}
+
+// add takes the first reader on board.
+func (fl *flight) add(src Source) *boarded {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	s := &boarded{Source: src}
+	fl.sources = append(fl.sources, s)
+	fl.enter(s)
+	return s
+}
+
+func (fl *flight) enter(s *boarded) {
+	s.readers++
+	fl.readers++
+	if fl.idle != nil {
+		fl.idle.Stop()
+		fl.idle = nil
+	}
+}
+
+// leave lets a reader off. A flight without readers ends after a while.
+func (fl *flight) leave(s *boarded) {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	s.readers--
+	fl.readers--
+	if fl.over {
+		fl.release()
+		return
+	}
+	if fl.readers > 0 {
+		return
+	}
+	fl.idle = time.AfterFunc(fl.fetcher.cfg.Linger, func() {
+		fl.mu.Lock()
+		defer fl.mu.Unlock()
+		if fl.readers == 0 && !fl.verified {
+			fl.left = true
+			fl.cancel()
+		}
+	})
+}
+
+// notify wakes every waiting reader. The caller holds mu.
+func (fl *flight) notify() {
+	close(fl.changed)
+	fl.changed = make(chan struct{})
+}
+
+// begun waits until the size is known and the caller's source has opened the
+// blob, and returns the size.
+func (fl *flight) begun(ctx context.Context, s *boarded) (int64, error) {
+	for {
+		fl.mu.Lock()
+		begin, size, changed := fl.begin && s.proven, fl.size, fl.changed
+		over, left, err := fl.over, fl.left, fl.err
+		if s.err != nil {
+			over, err = true, s.err
+		}
+		fl.mu.Unlock()
+		wait := changed
+		switch {
+		case left || over && errors.Is(err, errGone):
+			wait = fl.gone
+		case over && err != nil && !errors.Is(err, errDirect):
+			return 0, err
+		case begin:
+			return size, nil
+		}
+		select {
+		case <-wait:
+			if wait == (chan struct{})(fl.gone) {
+				return 0, errGone
+			}
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// run is the life of the flight.
+func (fl *flight) run(ctx context.Context, want int64) {
+	err := fl.download(ctx, want)
+	var bad *BadBlobError
+	if errors.As(err, &bad) {
+		fl.fetcher.remember(bad)
+		fl.fetcher.cfg.Logger.Error("origin sent a wrong blob", "digest", bad.Digest, "source", bad.Source, "err", bad.Err)
+	}
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	fl.over = true
+	fl.err = err
+	if fl.idle != nil {
+		fl.idle.Stop()
+	}
+	fl.release()
+	fl.notify()
+}
+
+// release lets go of what the flight holds, once it is over: at once, but for
+// a spare stream, which waits for a reader. The caller holds mu.
+func (fl *flight) release() {
+	if fl.direct != nil && fl.direct.spare != nil {
+		if fl.readers > 0 {
+			return
+		}
+		fl.direct.spare.Close()
+		fl.direct.spare = nil
+	}
+	// A spare stream that is being read ends with its reader.
+	if fl.direct == nil || fl.readers == 0 {
+		fl.cancel()
+	}
+}
+
+func (fl *flight) download(ctx context.Context, want int64) error {
+	store := fl.fetcher.store
+	if blob, err := store.Blob(fl.digest); err == nil {
+		return errors.Join(errGone, blob.Close()) // it came while we were waiting
+	}
+	var first *opened
+	size, pending := store.Pending(fl.digest)
+	if !pending {
+		// Without the size the piece length is unknown, but every piece
+		// length divides the longest one.
+		var err error
+		if first, err = fl.open(ctx, want-want%piece.MaxLength, -1); err != nil {
+			return err
+		}
+		size = first.Size()
+	}
+	partial, err := store.Partial(fl.digest, size)
+	if err != nil {
+		return fl.goDirect(err, size, 0, fl.digest.Algorithm().Hash(), first)
+	}
+	return fl.finish(partial, fl.fill(ctx, partial, size, want, first), size)
+}
+
+// fill brings the pieces and verifies the blob. It returns when both are
+// done, or one failed.
+func (fl *flight) fill(ctx context.Context, partial Partial, size, want int64, first *opened) error {
+	p := newPlan(piece.NewLayout(size))
+	for i := range p.layout.Count() {
+		if partial.Has(i) {
+			p.have.Add(i)
+		} else if partial.Claimed(i) {
+			p.claimed.Add(i)
+		}
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	fl.mu.Lock()
+	fl.size, fl.plan, fl.partial = size, p, partial
+	fl.group, fl.groupCtx = group, ctx
+	fl.begin = true
+	if first != nil {
+		want = first.pos
+	}
+	if want >= size {
+		want = 0
+	}
+	r := p.start(p.layout.Index(want))
+	if r != nil {
+		fl.spawn(r, first)
+	}
+	fl.notify()
+	fl.mu.Unlock()
+	if r == nil && first != nil {
+		first.Close()
+	}
+	group.Go(func() error {
+		err := partial.Verify(ctx)
+		fl.mu.Lock()
+		defer fl.mu.Unlock()
+		fl.group = nil // nobody is hired any more
+		fl.verified = err == nil
+		fl.notify()
+		return err
+	})
+	return group.Wait()
+}
+
+// finish settles what becomes of the unfinished blob.
+func (fl *flight) finish(partial Partial, err error, size int64) error {
+	log := fl.fetcher.cfg.Logger
+	switch {
+	case err == nil:
+		fl.forgive()
+		// Readers have their last bytes by now; the disk may take its time.
+		if err := partial.Commit(); err != nil {
+			log.Warn("blob is not kept", "digest", fl.digest, "err", err)
+			fl.drop(partial)
+			return nil
+		}
+		return partial.Close()
+	case errors.Is(err, ErrDigest):
+		fl.drop(partial)
+		return &BadBlobError{Digest: fl.digest, Source: fl.blame(), Err: err}
+	case errors.Is(err, ErrUnavailable):
+		offset, h, stateErr := partial.HashState()
+		if stateErr != nil {
+			offset, h = 0, fl.digest.Algorithm().Hash()
+		}
+		fl.drop(partial)
+		return fl.goDirect(err, size, offset, h, nil)
+	default:
+		if closeErr := partial.Close(); closeErr != nil {
+			log.Warn("unfinished blob is not kept", "digest", fl.digest, "err", closeErr)
+		}
+		return err
+	}
+}
+
+func (fl *flight) drop(partial Partial) {
+	if err := partial.Drop(); err != nil {
+		fl.fetcher.cfg.Logger.Warn("unfinished blob cannot be removed", "digest", fl.digest, "err", err)
+	}
+}
+
+// goDirect tells readers to go on without the store: the bytes before offset
+// have the hash state h. It returns errDirect.
+func (fl *flight) goDirect(cause error, size, offset int64, h hash.Hash, spare *opened) error {
+	fl.fetcher.stats.direct.Add(1)
+	fl.fetcher.cfg.Logger.Warn("blob passes through, the store cannot take it", "digest", fl.digest, "size", size, "err", cause)
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	fl.begin, fl.size = true, size
+	fl.direct = &direct{offset: offset, hash: h, spare: spare}
+	return errDirect
+}
+
+// blame names the sources that took part.
+func (fl *flight) blame() string {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	for _, s := range fl.sources {
+		if s.proven {
+			return s.Key()
+		}
+	}
+	return fl.sources[0].Key()
+}
+
+func (fl *flight) forgive() {
+	fl.mu.Lock()
+	keys := make([]string, len(fl.sources))
+	for i, s := range fl.sources {
+		keys[i] = s.Key()
+	}
+	fl.mu.Unlock()
+	for _, k := range keys {
+		fl.fetcher.forgive(fl.digest, k)
+	}
+}
+
+// view is what one reader has seen of a flight.
+type view struct {
+	source *boarded
+	// seen is what the reader wrote so far, and spoils how many of the
+	// flight's spoiled spans that has been checked against.
+	seen   span
+	spoils int
+}
+
+// copied adds [off, end) to what was seen. Readers read forward, so that the
+// span around all they read is close enough.
+func (v *view) copied(off, end int64) {
+	if v.seen == (span{}) {
+		v.seen = span{off, end}
+		return
+	}
+	v.seen = span{min(v.seen.off, off), max(v.seen.end, end)}
+}
+
+// available waits until the bytes at off can be read and returns where they
+// end.
+func (fl *flight) available(ctx context.Context, v *view, off int64) (end int64, err error) {
+	for {
+		fl.mu.Lock()
+		end, err = fl.look(v, off)
+		changed := fl.changed
+		fl.mu.Unlock()
+		if err != nil || end > off {
+			return end, err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// look is available without waiting: end is at most off if there is nothing
+// yet. The caller holds mu.
+func (fl *flight) look(v *view, off int64) (end int64, err error) {
+	for ; v.spoils < len(fl.spoiled); v.spoils++ {
+		if sp := fl.spoiled[v.spoils]; v.seen.off < sp.end && sp.off < v.seen.end {
+			return 0, fmt.Errorf("blob %s: bytes %d to %d had to be fetched again after they were sent", fl.digest, sp.off, sp.end)
+		}
+	}
+	if v.source.err != nil {
+		return 0, v.source.err
+	}
+	if fl.verified {
+		return fl.size, nil
+	}
+	if fl.plan != nil {
+		if end := min(fl.plan.readable(off), fl.heldBack()); end > off {
+			return end, nil
+		}
+	}
+	if fl.over {
+		return 0, fl.err
+	}
+	fl.hire(off)
+	return off, nil
+}
+
+// heldBack returns where the last piece starts, which nobody gets before the
+// whole is verified. The caller holds mu.
+func (fl *flight) heldBack() int64 {
+	last := fl.plan.layout.Count() - 1
+	if last < 0 {
+		return 0
+	}
+	off, _ := fl.plan.layout.Span(last)
+	return off
+}
+
+// reader opens the bytes that came so far. The error is errDirect if the
+// store has dropped them.
+func (fl *flight) reader() (PartialReader, error) {
+	p, err := fl.partial.Reader()
+	if err == nil {
+		return p, nil
+	}
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	if fl.direct != nil {
+		return nil, errDirect
+	}
+	return nil, err
+}
+
+// has reports whether all of [off, end) has come.
+func (fl *flight) has(off, end int64) bool {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	return fl.plan != nil && fl.plan.readable(off) >= end
+}

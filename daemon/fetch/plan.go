@@ -1,0 +1,143 @@
+package fetch
+
+import "github.com/shoalproject/shoal/piece"
+
+// plan divides the missing pieces of one blob into runs. It is pure: the
+// flight that owns it calls it under its lock.
+//
+// Invariant: no piece belongs to two runs, and no run holds a piece that is
+// there already.
+type plan struct {
+	layout piece.Layout
+	have   *piece.Set
+	// claimed are pieces on disk that must be rechecked; never also in have.
+	claimed *piece.Set
+	runs    []*run
+}
+
+// run is the duty of one worker: the pieces [next, end), in order. Either all
+// of them are claimed or none is.
+type run struct {
+	next, end int
+	// written counts the bytes of piece next that are in the store already.
+	written int64
+	recheck bool
+}
+
+func newPlan(l piece.Layout) *plan {
+	return &plan{layout: l, have: piece.NewSet(l.Count()), claimed: piece.NewSet(l.Count())}
+}
+
+// start begins a run at the first piece at or after i that is missing and
+// nobody's, going round at the end, and returns nil if there is none.
+func (p *plan) start(i int) *run {
+	if r := p.next(i); r != nil {
+		return r
+	}
+	return p.next(0)
+}
+
+// next is start without going round.
+func (p *plan) next(i int) *run {
+	j := p.nextFree(i)
+	if j >= p.layout.Count() {
+		return nil
+	}
+	return p.begin(j, p.layout.Count())
+}
+
+// startAt begins a run at piece i exactly, if it is missing. From a run that
+// has i before it, it takes i and what follows. It returns nil if i is there
+// or is what a run is working on.
+func (p *plan) startAt(i int) *run {
+	if p.have.Has(i) {
+		return nil
+	}
+	end := p.layout.Count()
+	if r := p.owner(i); r != nil {
+		if r.next == i {
+			return nil
+		}
+		end, r.end = r.end, i
+	}
+	return p.begin(i, end)
+}
+
+func (p *plan) begin(i, limit int) *run {
+	r := &run{next: i, end: i + 1, recheck: p.claimed.Has(i)}
+	for r.end < limit && p.free(r.end) && p.claimed.Has(r.end) == r.recheck {
+		r.end++
+	}
+	p.runs = append(p.runs, r)
+	return r
+}
+
+// done records that the piece that r works on is there.
+func (p *plan) done(r *run) {
+	p.have.Add(r.next)
+	p.claimed.Remove(r.next)
+	r.next++
+	r.written = 0
+}
+
+// refuted records that the claimed piece that r works on is not what it was
+// said to be, and ends r.
+func (p *plan) refuted(r *run) {
+	p.claimed.Remove(r.next)
+	p.stop(r)
+}
+
+// stop ends r; what it has not done is free again.
+func (p *plan) stop(r *run) {
+	for i, other := range p.runs {
+		if other == r {
+			p.runs = append(p.runs[:i], p.runs[i+1:]...)
+			return
+		}
+	}
+}
+
+func (p *plan) owner(i int) *run {
+	for _, r := range p.runs {
+		if r.next <= i && i < r.end {
+			return r
+		}
+	}
+	return nil
+}
+
+func (p *plan) free(i int) bool { return !p.have.Has(i) && p.owner(i) == nil }
+
+func (p *plan) nextFree(i int) int {
+	for i = p.have.NextAbsent(i); i < p.layout.Count(); i = p.have.NextAbsent(i) {
+		r := p.owner(i)
+		if r == nil {
+			return i
+		}
+		i = r.end
+	}
+	return i
+}
+
+// soon reports whether a run will come to the piece at off within ahead
+// bytes from where it is.
+func (p *plan) soon(off, ahead int64) bool {
+	r := p.owner(p.layout.Index(off))
+	return r != nil && off-(int64(r.next)*p.layout.Length()+r.written) <= ahead
+}
+
+// readable returns the end of the bytes from off on that can be read now: it
+// is at most off if there are none.
+func (p *plan) readable(off int64) int64 {
+	if off >= p.layout.Size() {
+		return p.layout.Size()
+	}
+	i := p.have.NextAbsent(p.layout.Index(off))
+	end := min(int64(i)*p.layout.Length(), p.layout.Size())
+	for _, r := range p.runs {
+		if r.next == i && !r.recheck {
+			return end + r.written
+		}
+	}
+	return end
+}

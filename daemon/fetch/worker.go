@@ -1,0 +1,320 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// chunk is how much is read from a stream at once, in bytes.
+const chunk = 128 << 10
+
+var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
+
+// hire puts another worker on the piece at off if no worker will be there
+// soon. The caller holds mu.
+func (fl *flight) hire(off int64) {
+	if fl.group == nil || fl.single || fl.workers >= fl.fetcher.cfg.Workers || fl.plan.soon(off, far) {
+		return
+	}
+	if r := fl.plan.startAt(fl.plan.layout.Index(off)); r != nil {
+		fl.spawn(r, nil)
+	}
+}
+
+// spawn starts a worker on r, with a stream if one is open. The caller holds
+// mu.
+func (fl *flight) spawn(r *run, s *opened) {
+	fl.workers++
+	w := &worker{flight: fl, opened: s}
+	ctx := fl.groupCtx
+	fl.group.Go(func() error { return w.work(ctx, r) })
+}
+
+// opened is an open stream and where it stands.
+type opened struct {
+	Stream
+	source *boarded
+	pos    int64 // in the blob
+	// whole says that the origin sent more than it was asked for: it cannot
+	// start in the middle, so that opening it anew is no short cut.
+	whole bool
+}
+
+// worker fills runs of pieces from one stream after another.
+type worker struct {
+	flight  *flight
+	*opened // nil if no stream is open
+}
+
+// work fills r and then whatever is nobody's, until there is nothing left.
+// The error of a worker that is not the last one is not an error of the
+// flight: the others do its part.
+func (w *worker) work(ctx context.Context, r *run) error {
+	defer w.hangUp()
+	for {
+		var err error
+		if r.recheck {
+			err = w.recheck(r)
+		} else {
+			err = w.fetch(ctx, r)
+		}
+		if r, err = w.next(ctx, r, err); r == nil {
+			return err
+		}
+	}
+}
+
+// next ends r, which came to err, and finds the worker something else to do.
+// It leaves the flight if there is nothing, or if the error is final.
+func (w *worker) next(ctx context.Context, r *run, err error) (*run, error) {
+	fl := w.flight
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	if errors.Is(err, ErrUnavailable) {
+		// What was written of the piece stays readable: nobody will write
+		// there again.
+		fl.workers--
+		return nil, err
+	}
+	if r.written > 0 {
+		off, _ := fl.plan.layout.Span(r.next)
+		fl.spoiled = append(fl.spoiled, span{off, off + r.written})
+	}
+	fl.plan.stop(r)
+	final := err != nil
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+	case fl.workers > 1:
+		fl.single = true
+		final, err = true, nil
+	default:
+		final = fl.pick() == nil
+	}
+	if !final {
+		from := r.next
+		if w.opened != nil {
+			from = fl.plan.layout.Index(w.pos)
+		}
+		if r := fl.plan.start(from); r != nil {
+			return r, nil
+		}
+		err = nil
+	}
+	fl.workers--
+	return nil, err
+}
+
+// pick returns the source to ask next: the first that has not failed, one
+// with readers before one without. The caller holds mu.
+func (fl *flight) pick() *boarded {
+	var gone *boarded
+	for _, s := range fl.sources {
+		switch {
+		case s.err != nil:
+		case s.readers > 0:
+			return s
+		case gone == nil:
+			gone = s
+		}
+	}
+	return gone
+}
+
+// open opens the blob from whichever source lets us.
+func (fl *flight) open(ctx context.Context, off, end int64) (*opened, error) {
+	var last error
+	for {
+		fl.mu.Lock()
+		src := fl.pick()
+		fl.mu.Unlock()
+		if src == nil {
+			return nil, last
+		}
+		s, err := src.Open(ctx, fl.digest, off, end)
+		if err == nil {
+			err = fl.admit(src, s, off)
+		}
+		if err == nil {
+			return &opened{Stream: s, source: src, pos: s.Offset(), whole: s.Offset() < off}, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if !fl.fail(src, err) {
+			return nil, err
+		}
+		last = err
+	}
+}
+
+// admit checks what a source says of the blob.
+func (fl *flight) admit(src *boarded, s Stream, off int64) error {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	switch {
+	case s.Size() < 0 || s.Offset() < 0 || s.Offset() > off:
+		s.Close()
+		return fmt.Errorf("blob %s: %s sends bytes from %d of %d instead of %d", fl.digest, src.Key(), s.Offset(), s.Size(), off)
+	case fl.begin && s.Size() != fl.size:
+		s.Close()
+		return fmt.Errorf("blob %s: %s says that it has %d bytes, not %d", fl.digest, src.Key(), s.Size(), fl.size)
+	}
+	if s.Offset() < off {
+		fl.single = true
+	}
+	src.proven = true
+	fl.notify()
+	return nil
+}
+
+// fail takes a source out of use, and its readers with it, unless other
+// workers still get bytes: then the source may just not want that many. It
+// reports whether it did.
+func (fl *flight) fail(src *boarded, err error) bool {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	if fl.workers > 1 {
+		return false
+	}
+	src.err = err
+	fl.notify()
+	return true
+}
+
+func (w *worker) hangUp() {
+	if w.opened != nil {
+		w.Close()
+		w.opened = nil
+	}
+}
+
+// recheck looks at pieces that an earlier process left.
+func (w *worker) recheck(r *run) error {
+	fl := w.flight
+	for {
+		fl.mu.Lock()
+		i, more := r.next, r.next < r.end
+		fl.mu.Unlock()
+		if !more {
+			return nil
+		}
+		right, err := fl.partial.Recheck(i)
+		if err != nil {
+			fl.fetcher.cfg.Logger.Warn("piece cannot be rechecked", "digest", fl.digest, "piece", i, "err", err)
+		}
+		fl.mu.Lock()
+		if !right {
+			fl.plan.refuted(r)
+			r.end = r.next
+			fl.mu.Unlock()
+			return nil
+		}
+		fl.plan.done(r)
+		fl.notify()
+		fl.mu.Unlock()
+	}
+}
+
+// fetch fills r from the stream at hand if that comes by, else from a new
+// one. It may return with r not filled, when the new stream starts before r:
+// there may be better use for its first bytes.
+func (w *worker) fetch(ctx context.Context, r *run) error {
+	fl := w.flight
+	fl.mu.Lock()
+	from, _ := fl.plan.layout.Span(r.next)
+	to := int64(-1)
+	if r.end < fl.plan.layout.Count() {
+		to, _ = fl.plan.layout.Span(r.end)
+	}
+	fl.mu.Unlock()
+	if w.opened != nil && (w.pos > from || from-w.pos > far && !w.whole) {
+		w.hangUp()
+	}
+	if w.opened == nil {
+		var err error
+		if w.opened, err = fl.open(ctx, from, to); err != nil || w.whole {
+			return err
+		}
+	}
+	err := w.skip(from - w.pos)
+	if err == nil {
+		err = w.pump(r)
+	}
+	if err != nil {
+		src := w.source
+		w.hangUp()
+		if !errors.Is(err, ErrUnavailable) && ctx.Err() == nil {
+			fl.fail(src, err)
+		}
+	}
+	return err
+}
+
+func (w *worker) skip(n int64) error {
+	m, err := copyN(io.Discard, w, n)
+	w.pos += m
+	return err
+}
+
+// short makes the end of a stream, where it should not end, an error.
+func short(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// pump writes the pieces of r from the stream, which stands at the first.
+func (w *worker) pump(r *run) error {
+	fl := w.flight
+	buf := chunks.Get().(*[chunk]byte)
+	defer chunks.Put(buf)
+	for {
+		fl.mu.Lock()
+		i, more := r.next, r.next < r.end // another worker may take the rest
+		fl.mu.Unlock()
+		if !more {
+			return nil
+		}
+		if err := w.piece(r, i, buf[:]); err != nil {
+			return err
+		}
+		fl.mu.Lock()
+		fl.plan.done(r)
+		fl.notify()
+		fl.mu.Unlock()
+	}
+}
+
+func (w *worker) piece(r *run, i int, buf []byte) error {
+	fl := w.flight
+	out, err := fl.partial.Piece(i)
+	if err != nil {
+		return err
+	}
+	_, left := fl.plan.layout.Span(i)
+	for left > 0 {
+		n, readErr := w.Read(buf[:min(int64(len(buf)), left)])
+		w.pos += int64(n)
+		left -= int64(n)
+		fl.fetcher.stats.originBytes.Add(int64(n))
+		if _, err := out.Write(buf[:n]); err != nil {
+			out.Discard()
+			return err
+		}
+		if readErr != nil && left > 0 {
+			out.Discard()
+			return short(readErr)
+		}
+		fl.mu.Lock()
+		r.written += int64(n)
+		fl.notify()
+		fl.mu.Unlock()
+	}
+	_, err = out.Commit()
+	return err
+}

@@ -1,0 +1,173 @@
+package mirror
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/shoalproject/shoal/registry"
+)
+
+// portion is how many bytes go to a client under one write deadline.
+const portion = 16 << 20
+
+const blobType = "application/octet-stream"
+
+// blob answers GET and HEAD of a blob.
+func (c *call) blob(ctx context.Context) (cut bool) {
+	if c.r.Method == http.MethodHead {
+		c.headBlob(ctx)
+		return false
+	}
+	wanted := c.wantedRange()
+	body, err := c.open(ctx, Request{Offset: wanted.start()})
+	if err != nil {
+		c.fail(err)
+		return false
+	}
+	defer body.Close()
+	size := body.Size()
+	part, err := wanted.of(size)
+	if err != nil {
+		c.unsatisfiable(size)
+		return false
+	}
+	ready, err := c.wait(ctx, body, part)
+	if err != nil {
+		c.fail(err)
+		return false
+	}
+	c.content(blobType, c.path.Digest, part.n)
+	c.w.Header().Set("Accept-Ranges", "bytes")
+	if wanted.set {
+		c.w.Header().Set("Content-Range", part.contentRange(size))
+		c.status(http.StatusPartialContent)
+	} else {
+		c.status(http.StatusOK)
+	}
+	return !c.copy(ctx, body, part, ready)
+}
+
+// wait waits a while for the first byte: an error that comes meanwhile can
+// still be said.
+func (c *call) wait(ctx context.Context, body Reader, part span) (ready bool, err error) {
+	if part.n == 0 {
+		return true, nil
+	}
+	soon, cancel := context.WithTimeout(ctx, c.cfg.HeaderWait)
+	defer cancel()
+	err = body.Wait(soon, part.off)
+	if err != nil && soon.Err() != nil && ctx.Err() == nil {
+		return false, nil
+	}
+	return true, err
+}
+
+// wantedRange returns the range that is asked for, if it applies to the
+// content under this digest.
+func (c *call) wantedRange() byteRange {
+	if tag := c.r.Header.Get("If-Range"); tag != "" && tag != `"`+c.path.Digest.String()+`"` {
+		return byteRange{}
+	}
+	list := c.r.Header["Range"]
+	if len(list) != 1 {
+		return byteRange{}
+	}
+	return parseRange(list[0])
+}
+
+// copy sends part of body and reports whether all of it went. If it is not
+// ready, the client gets the headers while it waits.
+func (c *call) copy(ctx context.Context, body Reader, part span, ready bool) bool {
+	conn := http.NewResponseController(c.w)
+	if !ready {
+		if err := conn.Flush(); err != nil {
+			c.access.Err = err
+			return false
+		}
+	}
+	for off, end := part.off, part.off+part.n; off < end; {
+		if err := conn.SetWriteDeadline(time.Now().Add(c.cfg.WriteStall)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			c.access.Err = err
+			return false
+		}
+		n, err := body.CopyRange(ctx, c.w, off, min(end-off, portion))
+		off += n
+		c.access.Bytes += n
+		if err != nil {
+			c.access.Err = err
+			return false
+		}
+	}
+	return true
+}
+
+func (c *call) unsatisfiable(size int64) {
+	c.w.Header().Set("Content-Range", fmt.Sprintf("bytes */%d", size))
+	c.fail(&registry.Error{Status: http.StatusRequestedRangeNotSatisfiable, Code: registry.CodeUnsupported, Message: errUnsatisfiable.Error()})
+}
+
+// open opens the content that the request names, after asking the origin for
+// permission if the caller must show it.
+func (c *call) open(ctx context.Context, req Request) (Reader, error) {
+	req.Caller, req.Repo = c.caller, c.repo
+	req.Proven = req.Proven || c.proven
+	if req.Digest == "" {
+		req.Digest = c.path.Digest
+	}
+	body, err := c.cfg.Blobs.Open(ctx, req)
+	if !errors.Is(err, ErrUnproven) {
+		return body, err
+	}
+	if req.Manifest {
+		_, err = c.cfg.Origin.HeadManifest(ctx, c.caller, c.repo, req.Digest.String(), acceptAll)
+	} else {
+		_, err = c.cfg.Origin.HeadBlob(ctx, c.caller, c.repo, req.Digest)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("asking the origin for permission: %w", err)
+	}
+	req.Proven = true
+	return c.cfg.Blobs.Open(ctx, req)
+}
+
+func (c *call) headBlob(ctx context.Context) {
+	size, err := c.blobSize(ctx)
+	if err != nil {
+		c.fail(err)
+		return
+	}
+	c.content(blobType, c.path.Digest, size)
+	c.w.Header().Set("Accept-Ranges", "bytes")
+	c.status(http.StatusOK)
+}
+
+// blobSize returns the size of a blob without getting it: from what is here,
+// from a manifest that named it, or from the origin.
+func (c *call) blobSize(ctx context.Context) (int64, error) {
+	if c.proven {
+		if size, ok := c.cfg.Blobs.Stat(c.path.Digest); ok {
+			return size, nil
+		}
+		if size, ok := c.sizes.Get(sizeKey{c.repo, c.path.Digest}); ok {
+			return size, nil
+		}
+	}
+	return c.cfg.Origin.HeadBlob(ctx, c.caller, c.repo, c.path.Digest)
+}
+
+// ifNoneMatch reports whether the client has the content under that entity
+// tag already.
+func (c *call) ifNoneMatch(etag string) bool {
+	for _, header := range c.r.Header["If-None-Match"] {
+		for _, tag := range strings.Split(header, ",") {
+			if tag = strings.TrimSpace(tag); tag == etag || tag == "*" {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,250 @@
+package mirror
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoalproject/shoal/registry"
+)
+
+// Auth says who decides what a caller may read.
+type Auth int
+
+const (
+	// Relay lets the origin decide for every caller.
+	Relay Auth = iota
+	// Open gives everything allow-listed to whoever can reach the port. The
+	// daemon asks origins anonymously.
+	Open
+	// Node asks origins with the daemon's own credentials, for all callers.
+	Node
+)
+
+// Config makes a Mirror.
+type Config struct {
+	Upstreams *registry.Upstreams
+	Origin    Origin
+	Blobs     Blobs
+	Auth      Auth
+	Logger    *slog.Logger
+	// Observe is told of every request when it is over. It may be nil.
+	Observe func(Access)
+	// TagTTL is how long a tag stays resolved before the origin is asked
+	// again. Longer spares the origin, shorter sees a moved tag sooner.
+	// Default 5 s.
+	TagTTL time.Duration
+	// HeaderWait is how long a response waits for its first byte before
+	// headers go out, during which it can still become an error. Default 5 s.
+	HeaderWait time.Duration
+	// WriteStall is how long a client may take for 16 MiB before it is
+	// dropped. Default 5 min, which is as long as runtimes wait for us.
+	WriteStall time.Duration
+}
+
+// Access is a request that is over.
+type Access struct {
+	Kind     registry.Kind
+	Method   string
+	Status   int
+	Bytes    int64 // of the body
+	Duration time.Duration
+	// Err is why the request failed or its body was cut short.
+	Err error
+}
+
+// Bounds of the caches, in entries: a tag is a few hundred bytes, a size a
+// hundred.
+const (
+	maxTags  = 4096
+	maxSizes = 65536
+)
+
+// Mirror is the handler of the pull API.
+type Mirror struct {
+	cfg  Config
+	tags *tags
+	// sizes are what manifests said of blobs, so that a HEAD costs no
+	// request. Only used where callers need no proof.
+	sizes *lru.Cache[sizeKey, int64]
+}
+
+type sizeKey struct {
+	repo   registry.Repository
+	digest digest.Digest
+}
+
+// New returns a Mirror.
+func New(cfg Config) (*Mirror, error) {
+	if cfg.TagTTL == 0 {
+		cfg.TagTTL = 5 * time.Second
+	}
+	if cfg.HeaderWait == 0 {
+		cfg.HeaderWait = 5 * time.Second
+	}
+	if cfg.WriteStall == 0 {
+		cfg.WriteStall = 5 * time.Minute
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	sizes, err := lru.New[sizeKey, int64](maxSizes)
+	if err != nil {
+		return nil, err
+	}
+	tags, err := newTags(cfg.Origin, cfg.TagTTL, cfg.Logger)
+	if err != nil {
+		return nil, err
+	}
+	return &Mirror{cfg: cfg, tags: tags, sizes: sizes}, nil
+}
+
+// call is one request on its way.
+type call struct {
+	*Mirror
+	w      http.ResponseWriter
+	r      *http.Request
+	path   registry.Path
+	repo   registry.Repository
+	caller Caller
+	proven bool // the caller needs no proof
+	query  url.Values
+	access Access
+}
+
+// ServeHTTP answers one request.
+func (m *Mirror) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	c := &call{Mirror: m, w: w, r: r}
+	c.access.Method = r.Method
+	cut := c.serve(r.Context())
+	c.access.Duration = time.Since(start)
+	c.log()
+	if m.cfg.Observe != nil {
+		m.cfg.Observe(c.access)
+	}
+	if cut {
+		panic(http.ErrAbortHandler) // closes the connection short
+	}
+}
+
+// serve answers the request and reports whether the body must be cut short.
+func (c *call) serve(ctx context.Context) (cut bool) {
+	if err := c.parse(); err != nil {
+		c.fail(err)
+		return false
+	}
+	switch c.path.Kind {
+	case registry.Ping:
+		c.ping()
+		return false
+	case registry.Manifests:
+		return c.manifest(ctx)
+	case registry.Blobs:
+		return c.blob(ctx)
+	default:
+		return c.pass(ctx)
+	}
+}
+
+func (c *call) parse() (err error) {
+	if c.r.Method != http.MethodGet && c.r.Method != http.MethodHead {
+		c.w.Header().Set("Allow", "GET, HEAD")
+		return &registry.Error{Status: http.StatusMethodNotAllowed, Code: registry.CodeUnsupported, Message: "this mirror is read-only"}
+	}
+	if c.r.URL.Host != "" {
+		return badRequest("this is not a forward proxy: send the path alone")
+	}
+	if c.path, err = registry.ParsePath(c.r.URL.Path); err != nil {
+		return err
+	}
+	c.access.Kind = c.path.Kind
+	if c.query, err = url.ParseQuery(c.r.URL.RawQuery); err != nil {
+		return badRequest("the query cannot be read")
+	}
+	if c.path.Kind == registry.Ping {
+		return nil
+	}
+	if c.repo, err = c.cfg.Upstreams.Select(c.query["ns"], c.path.Name); err != nil {
+		return err
+	}
+	auth := c.r.Header["Authorization"]
+	switch {
+	case len(auth) > 1:
+		return badRequest("more than one Authorization header")
+	case len(auth) == 1:
+		c.caller.Authorization = auth[0]
+	case c.cfg.Auth == Relay:
+		c.caller.Anonymous = true
+	default:
+		c.proven = true
+	}
+	return nil
+}
+
+func badRequest(message string) error {
+	return &registry.Error{Status: http.StatusBadRequest, Code: registry.CodeUnsupported, Message: message}
+}
+
+func (c *call) ping() {
+	c.header("application/json", 2)
+	c.status(http.StatusOK)
+	if c.r.Method != http.MethodHead {
+		c.write([]byte("{}"))
+	}
+}
+
+// header sets what every answer with a body carries.
+func (c *call) header(contentType string, length int64) {
+	h := c.w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("Content-Length", fmt.Sprint(length))
+	h.Set("Docker-Distribution-Api-Version", "registry/2.0")
+	if c.repo.Host != "" {
+		h.Set("OCI-Namespace", c.repo.Host)
+	}
+}
+
+// content sets what an answer with content by digest carries.
+func (c *call) content(contentType string, d digest.Digest, length int64) {
+	c.header(contentType, length)
+	h := c.w.Header()
+	h.Set("Docker-Content-Digest", d.String())
+	h.Set("Etag", `"`+d.String()+`"`)
+	h.Set("X-Content-Type-Options", "nosniff")
+}
+
+func (c *call) status(code int) {
+	c.access.Status = code
+	c.w.WriteHeader(code)
+}
+
+func (c *call) write(b []byte) {
+	n, err := c.w.Write(b)
+	c.access.Bytes += int64(n)
+	c.access.Err = err
+}
+
+func (c *call) log() {
+	level, a := slog.LevelDebug, c.access
+	if a.Err != nil && c.r.Context().Err() == nil {
+		level = slog.LevelWarn
+	}
+	if !c.cfg.Logger.Enabled(c.r.Context(), level) {
+		return
+	}
+	attrs := []any{"method", a.Method, "path", c.r.URL.Path, "status", a.Status, "bytes", a.Bytes, "seconds", a.Duration.Seconds()}
+	if c.repo.Host != "" {
+		attrs = append(attrs, "registry", c.repo.Host)
+	}
+	if a.Err != nil {
+		attrs = append(attrs, "err", a.Err)
+	}
+	c.cfg.Logger.Log(c.r.Context(), level, "request", attrs...)
+}

@@ -1,0 +1,81 @@
+package mirror
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/shoalproject/shoal/registry"
+)
+
+// maxPassed bounds the body of an answer that is passed on, in bytes. The
+// distribution specification bounds a referrers list like a manifest; lists
+// of tags are longer.
+const maxPassed = 16 << 20
+
+// passed are the headers of an answer that are passed on.
+var passed = []string{"Content-Type", "Oci-Filters-Applied", "Oci-Tag"}
+
+// pass answers tags and referrers with what the origin says.
+func (c *call) pass(ctx context.Context) (cut bool) {
+	path := "tags/list"
+	if c.path.Kind == registry.Referrers {
+		path = "referrers/" + c.path.Digest.String()
+	}
+	query := c.query
+	ns := query["ns"]
+	query.Del("ns")
+	header := http.Header{}
+	if accept := c.r.Header["Accept"]; accept != nil {
+		header["Accept"] = accept
+	}
+	resp, err := c.cfg.Origin.Pass(ctx, c.caller, c.repo, path, query, header)
+	if err != nil {
+		c.fail(err)
+		return false
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxPassed+1))
+	if err == nil && len(body) > maxPassed {
+		err = &registry.Error{Status: http.StatusBadGateway, Code: registry.CodeUnavailable, Message: "the origin's answer is too long"}
+	}
+	if err != nil {
+		c.fail(err)
+		return false
+	}
+	for _, k := range passed {
+		if v := resp.Header[k]; v != nil {
+			c.w.Header()[k] = v
+		}
+	}
+	if next := c.nextLink(resp.Header.Get("Link"), ns); next != "" {
+		c.w.Header().Set("Link", next)
+	}
+	c.header(resp.Header.Get("Content-Type"), int64(len(body)))
+	c.status(resp.StatusCode)
+	if c.r.Method != http.MethodHead {
+		c.write(body)
+	}
+	return false
+}
+
+// nextLink makes the origin's link to the next page one that leads through
+// the mirror: the path that was asked for, with the origin's query.
+func (c *call) nextLink(link string, ns []string) string {
+	start, end := strings.IndexByte(link, '<'), strings.IndexByte(link, '>')
+	if start < 0 || end < start || !strings.Contains(link[end:], `rel="next"`) && !strings.Contains(link[end:], "rel=next") {
+		return ""
+	}
+	u, err := url.Parse(link[start+1 : end])
+	if err != nil {
+		return ""
+	}
+	query := u.Query()
+	if len(ns) > 0 {
+		query["ns"] = ns
+	}
+	next := url.URL{Path: c.r.URL.Path, RawQuery: query.Encode()}
+	return "<" + next.String() + `>; rel="next"`
+}
