@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -82,8 +83,8 @@ func (s *Store) openBlob(e *entry, path string) (file, error) {
 		return fmt.Errorf("%w: %s (%w: %s)", ErrNotFound, e.digest, ErrCorrupt, why)
 	}
 	f, err := s.fs.open(path, os.O_RDONLY)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, lost("file is gone")
+	if isReplaced(err) {
+		return nil, lost(err.Error())
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: opening blob %s: %w", ErrUnavailable, e.digest, err)
@@ -99,7 +100,7 @@ func (s *Store) openBlob(e *entry, path string) (file, error) {
 	}
 	if !e.proof.loaded() {
 		sums, err := s.readSidecar(e, path+sidecarSuffix)
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, errSidecar) {
+		if isReplaced(err) || errors.Is(err, errSidecar) {
 			f.Close()
 			return nil, lost(err.Error())
 		}
@@ -111,6 +112,12 @@ func (s *Store) openBlob(e *entry, path string) (file, error) {
 	}
 	f.readNothingAhead()
 	return f, nil
+}
+
+// isReplaced says that what was our file is gone, or is a symbolic link or
+// beneath a file by now.
+func isReplaced(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENOTDIR)
 }
 
 func (s *Store) readSidecar(e *entry, path string) ([]piece.Sum, error) {

@@ -115,11 +115,9 @@ func (osFS) space(name string) (diskSpace, error) {
 }
 
 func (osFS) lock(name string) (io.Closer, error) {
-	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
-	if errors.Is(err, syscall.EROFS) {
-		// An existing lock file locks as well when the disk is read-only.
-		f, err = os.OpenFile(name, os.O_RDONLY|syscall.O_NOFOLLOW, 0)
-	}
+	// Opened for reading, so that the lock keeps nobody from remounting the
+	// disk read-only, and can be taken on a disk that is.
+	f, err := os.OpenFile(name, os.O_RDONLY|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}

@@ -95,14 +95,19 @@ func (p *proof) trusted(f file, id identity, first, n int) int {
 		p.verified = piece.NewSet(len(p.sums))
 		return 0
 	}
-	for i := range run {
-		start, length := p.layout.Span(first + i)
-		if start+length-off > bytes {
-			p.verified.Remove(first + i)
-			return i
+	whole := 0 // pieces before the first gap
+	for whole < run && spanEnd(p.layout, first+whole)-off <= bytes {
+		whole++
+	}
+	// Every gap in the run is noted now: by the time the sending comes to a
+	// later piece, somebody may have read its pages in again.
+	for i := first + whole; i < first+run; i++ {
+		start, length := p.layout.Span(i)
+		if in, _ := f.resident(start, length); in < length {
+			p.verified.Remove(i)
 		}
 	}
-	return run
+	return whole
 }
 
 // add records that piece i of file id matches its sum.

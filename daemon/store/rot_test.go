@@ -1,0 +1,530 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/shoalproject/shoal/piece"
+)
+
+// bigStore opens a store on a real disk without a quota to speak of.
+func bigStore(t testing.TB) *Store {
+	t.Helper()
+	s, err := Open(Config{Dir: filepath.Join(t.TempDir(), "data"), MaxBytes: 1 << 30, Logger: quiet("").Logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func reopen(t *testing.T, s *Store) *Store {
+	t.Helper()
+	s.Close()
+	s, err := Open(Config{Dir: s.dir, MaxBytes: 1 << 30, Logger: s.log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func mustPut(t testing.TB, s *Store, b []byte) digest.Digest {
+	t.Helper()
+	d := digest.FromBytes(b)
+	p, err := s.Partial(d, int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for i := range p.Layout().Count() {
+		off, n := p.Layout().Span(i)
+		w, err := p.Piece(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(b[off : off+n]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(p.Verify(t.Context()), p.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// flip changes one bit of a file.
+func flip(t *testing.T, path string, off int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], off); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 4
+	if _, err := f.WriteAt(b[:], off); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A flipped bit in any piece is found before the piece is served, with a
+// handle open, without one, and by the next process.
+func TestRotInEachPiece(t *testing.T) {
+	b := content(7, 3*testPiece+100)
+	for i := range 4 {
+		for _, when := range []string{"handle open", "closed", "restarted"} {
+			t.Run(fmt.Sprintf("%d, %s", i, when), func(t *testing.T) {
+				s := bigStore(t)
+				d := mustPut(t, s, b)
+				if err := get(s, b); err != nil {
+					t.Fatal(err)
+				}
+				if when == "restarted" {
+					s = reopen(t, s)
+				}
+				var blob *Blob
+				var err error
+				if when == "handle open" {
+					if blob, err = s.Blob(d); err != nil {
+						t.Fatal(err)
+					}
+				}
+				path := s.blobPath(d)
+				flip(t, path, int64(i)*testPiece+50)
+				if blob == nil {
+					if blob, err = s.Blob(d); err != nil {
+						t.Fatal(err)
+					}
+				}
+				defer blob.Close()
+				other, err := s.Blob(d)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer other.Close()
+
+				var got bytes.Buffer
+				n, err := blob.CopyRange(&got, 10, blob.Size()-10)
+				if !errors.Is(err, ErrCorrupt) {
+					t.Fatalf("CopyRange = %d, %v", n, err)
+				}
+				if want := max(0, int64(i)*testPiece-10); n != want || !bytes.Equal(got.Bytes(), b[10:10+want]) {
+					t.Fatalf("%d bytes were served, want the %d before the rot", n, want)
+				}
+				if _, err := s.Blob(d); !errors.Is(err, ErrNotFound) {
+					t.Fatalf("after it: %v", err)
+				}
+				for _, p := range []string{path, path + sidecarSuffix} {
+					if _, err := os.Lstat(p); !errors.Is(err, os.ErrNotExist) {
+						t.Fatalf("%s is still there", p)
+					}
+				}
+				if n, err := other.CopyRange(&got, int64(i)*testPiece, 1); n != 0 || !errors.Is(err, ErrCorrupt) {
+					t.Fatalf("another handle: %d, %v", n, err)
+				}
+				if st := s.Stats(); st.Corruptions != 1 || st.UsedBytes != 0 || st.Blobs != 0 {
+					t.Fatalf("%+v", st)
+				}
+				mustPut(t, s, b)
+				if err := get(s, b); err != nil {
+					t.Fatal("fetched again:", err)
+				}
+			})
+		}
+	}
+}
+
+// Rot that changes no time shows when the pages come from the disk again.
+func TestRotBehindTheCache(t *testing.T) {
+	mem := newMemFS()
+	s, err := openOn(mem, Config{Dir: "/data", MaxBytes: 1 << 30, Logger: quiet("").Logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := content(8, 2*testPiece)
+	d := mustPut(t, s, b)
+	blob, err := s.Blob(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blob.Close()
+	inode := blob.f.(*memFile).inode
+	inode.data[testPiece+3] ^= 1
+	mem.notInRAM[inode.ino] = true
+	var got bytes.Buffer
+	if n, err := blob.CopyRange(&got, 0, 2*testPiece); n != testPiece || !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("CopyRange = %d, %v", n, err)
+	}
+}
+
+// What stands in the place of a blob's files is found out.
+func TestReplacedFiles(t *testing.T) {
+	b := content(9, testPiece+100)
+	for name, damage := range map[string]func(t *testing.T, path string) error{
+		"truncated": func(_ *testing.T, path string) error { return os.Truncate(path, 5) },
+		"empty":     func(_ *testing.T, path string) error { return os.Truncate(path, 0) },
+		"longer":    func(_ *testing.T, path string) error { return os.Truncate(path, testPiece*5) },
+		"gone":      func(_ *testing.T, path string) error { return os.Remove(path) },
+		"directory": func(_ *testing.T, path string) error {
+			return errors.Join(os.Remove(path), os.MkdirAll(path+"/x", 0o700))
+		},
+		"symlink": func(_ *testing.T, path string) error {
+			return errors.Join(os.Remove(path), os.Symlink("/etc/passwd", path))
+		},
+		"sidecar rotten":    func(t *testing.T, path string) error { flip(t, path+sidecarSuffix, 30); return nil },
+		"sidecar header":    func(t *testing.T, path string) error { flip(t, path+sidecarSuffix, 9); return nil },
+		"sidecar truncated": func(_ *testing.T, path string) error { return os.Truncate(path+sidecarSuffix, 40) },
+		"sidecar gone":      func(_ *testing.T, path string) error { return os.Remove(path + sidecarSuffix) },
+		"sidecar directory": func(_ *testing.T, path string) error {
+			return errors.Join(os.Remove(path+sidecarSuffix), os.Mkdir(path+sidecarSuffix, 0o700))
+		},
+	} {
+		for _, restart := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, restart %v", name, restart), func(t *testing.T) {
+				s := bigStore(t)
+				d := mustPut(t, s, b)
+				s = reopen(t, s) // so that the sums are not in memory
+				if err := damage(t, s.blobPath(d)); err != nil {
+					t.Fatal(err)
+				}
+				if restart {
+					s = reopen(t, s)
+				}
+				if err := get(s, b); !errors.Is(err, ErrNotFound) {
+					t.Fatalf("the blob: %v", err)
+				}
+				if st := s.Stats(); st.Blobs != 0 || st.UsedBytes != 0 || st.Open != 0 {
+					t.Fatalf("%+v", st)
+				}
+				mustPut(t, s, b)
+				if err := errors.Join(get(s, b), get(reopen(t, s), b)); err != nil {
+					t.Fatal("fetched again:", err)
+				}
+			})
+		}
+	}
+}
+
+// A file that is truncated under an open handle ends the read as corrupt.
+func TestTruncatedUnderHandle(t *testing.T) {
+	s := bigStore(t)
+	b := content(10, 2*testPiece)
+	d := mustPut(t, s, b)
+	blob, err := s.Blob(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blob.Close()
+	if err := os.Truncate(s.blobPath(d), testPiece+1); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := blob.CopyRange(io.Discard, 0, blob.Size()); n != 0 || !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("CopyRange = %d, %v", n, err)
+	}
+}
+
+// Rot in an unfinished blob or its journal costs the pieces, not more.
+func TestRotInPartial(t *testing.T) {
+	b := content(11, 3*testPiece)
+	d := digest.FromBytes(b)
+	for at := range int64(journalHeader + 3*journalRecord) {
+		if at%7 != 0 && at > 20 {
+			continue // a sample
+		}
+		t.Run(fmt.Sprint(at), func(t *testing.T) {
+			s := bigStore(t)
+			p := leavePartial(t, s, b)
+			flip(t, p+journalSuffix, at)
+			if at%2 == 0 {
+				s = reopen(t, s)
+			}
+			finish(t, s, b, -1)
+		})
+	}
+	for i := range 3 {
+		t.Run(fmt.Sprintf("data %d", i), func(t *testing.T) {
+			s := bigStore(t)
+			flip(t, leavePartial(t, s, b), int64(i)*testPiece+1)
+			finish(t, reopen(t, s), b, i)
+		})
+	}
+	for name, damage := range map[string]func(path string) error{
+		"data truncated": func(path string) error { return os.Truncate(path, 5) },
+		"data gone":      os.Remove,
+		"data directory": func(path string) error { return errors.Join(os.Remove(path), os.MkdirAll(path+"/x", 0o700)) },
+		"journal torn":   func(path string) error { return os.Truncate(path+journalSuffix, journalHeader+journalRecord+5) },
+		"journal empty":  func(path string) error { return os.Truncate(path+journalSuffix, 0) },
+		"journal gone":   func(path string) error { return os.Remove(path + journalSuffix) },
+		"journal directory": func(path string) error {
+			return errors.Join(os.Remove(path+journalSuffix), os.Mkdir(path+journalSuffix, 0o700))
+		},
+	} {
+		for _, restart := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, restart %v", name, restart), func(t *testing.T) {
+				s := bigStore(t)
+				if err := damage(leavePartial(t, s, b)); err != nil {
+					t.Fatal(err)
+				}
+				if restart {
+					s = reopen(t, s)
+				}
+				finish(t, s, b, -1)
+				if _, err := s.Blob(d); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+	}
+}
+
+// leavePartial writes all three pieces of b, leaves the blob unfinished, and
+// returns its path.
+func leavePartial(t *testing.T, s *Store, b []byte) string {
+	t.Helper()
+	p, err := s.Partial(digest.FromBytes(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		w, err := p.Piece(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Write(b[i*testPiece : (i+1)*testPiece])
+		if _, err := w.Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.Close()
+	return p.path
+}
+
+// finish resumes what is left of b and completes it. If rotten is not
+// negative, that piece alone must fail its recheck.
+func finish(t *testing.T, s *Store, b []byte, rotten int) {
+	t.Helper()
+	p, err := s.Partial(digest.FromBytes(b), int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	for i := range 3 {
+		claimed := p.Claimed(i)
+		ok, err := p.Recheck(i)
+		if err != nil || rotten >= 0 && (!claimed || ok != (i != rotten)) {
+			t.Fatalf("piece %d: claimed %v, recheck %v, %v", i, claimed, ok, err)
+		}
+		if ok {
+			continue
+		}
+		w, err := p.Piece(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Write(b[i*testPiece : (i+1)*testPiece])
+		if _, err := w.Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(p.Verify(t.Context()), p.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	if err := get(s, b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fileProbe is a writer that sees what CopyRange hands it.
+type fileProbe struct {
+	bytes.Buffer
+	sources []string
+}
+
+func (p *fileProbe) ReadFrom(r io.Reader) (int64, error) {
+	lr, ok := r.(*io.LimitedReader)
+	if ok {
+		p.sources = append(p.sources, fmt.Sprintf("%T over %T", lr, lr.R))
+	} else {
+		p.sources = append(p.sources, fmt.Sprintf("%T", r))
+	}
+	return p.Buffer.ReadFrom(r)
+}
+
+// A hit goes by sendfile: net.TCPConn.ReadFrom uses it for a LimitedReader
+// over an *os.File and nothing else. All pieces in a window go in one.
+func TestHitUsesSendfile(t *testing.T) {
+	s := bigStore(t)
+	b := content(12, 20*testPiece)
+	blob, err := s.Blob(mustPut(t, s, b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blob.Close()
+	var p fileProbe
+	if n, err := blob.CopyRange(&p, 7, blob.Size()-7); err != nil || n != blob.Size()-7 {
+		t.Fatalf("CopyRange = %d, %v", n, err)
+	}
+	if len(p.sources) != 1 || p.sources[0] != "*io.LimitedReader over *os.File" {
+		t.Fatalf("the writer was given %q", p.sources)
+	}
+	if !bytes.Equal(p.Bytes(), b[7:]) {
+		t.Fatal("content differs")
+	}
+}
+
+// The same through net/http, where ResponseWriter passes the file on.
+func TestHitOverHTTP(t *testing.T) {
+	s := bigStore(t)
+	b := content(13, 3*testPiece+9)
+	d := mustPut(t, s, b)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		blob, err := s.Blob(d)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer blob.Close()
+		w.Header().Set("Content-Length", fmt.Sprint(blob.Size()))
+		w.Header().Set("Content-Type", "application/octet-stream")
+		if _, err := blob.CopyRange(w, 0, blob.Size()); err != nil {
+			t.Error(err)
+		}
+	}))
+	defer srv.Close()
+	resp, err := srv.Client().Get(srv.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got, err := io.ReadAll(resp.Body); err != nil || !bytes.Equal(got, b) {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	srv.Client().CloseIdleConnections()
+}
+
+// A warm hit reads nothing to verify; a dropped page costs its piece alone,
+// once; many readers of a cold blob hash it once.
+func TestWarmHitReadsNothing(t *testing.T) {
+	s := bigStore(t)
+	b := content(14, 8*testPiece)
+	d := mustPut(t, s, b)
+	checks := func(want int64) {
+		t.Helper()
+		if got := s.Stats().RotChecks; got != want {
+			t.Fatalf("%d pieces were hashed, want %d", got, want)
+		}
+	}
+	for range 3 {
+		if err := get(s, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checks(0) // fresh from Commit
+
+	s = reopen(t, s)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if err := get(s, b); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	checks(8)
+	if err := get(s, b); err != nil {
+		t.Fatal(err)
+	}
+	checks(8)
+
+	f, err := os.Open(s.blobPath(d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 2*testPiece, testPiece, unix.FADV_DONTNEED); err != nil {
+		t.Skip("no fadvise here:", err)
+	}
+	if got, known := (osFile{f}).resident(0, 8*testPiece); !known || got != 2*testPiece {
+		t.Skipf("this file system keeps pages that it is told to drop: %d, %v", got, known)
+	}
+	if err := get(s, b); err != nil {
+		t.Fatal(err)
+	}
+	checks(9)
+	if err := get(s, b); err != nil {
+		t.Fatal(err)
+	}
+	checks(9)
+}
+
+// CopyRange to a real connection, whose peer goes away: the error is the
+// connection's, and the blob stays.
+func TestReaderGoesAway(t *testing.T) {
+	s := bigStore(t)
+	b := content(15, 40*testPiece)
+	d := mustPut(t, s, b)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	client.(*net.TCPConn).SetLinger(0)
+	client.Close()
+	blob, err := s.Blob(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer blob.Close()
+	if _, err := blob.CopyRange(server, 0, blob.Size()); err == nil || errors.Is(err, ErrCorrupt) {
+		t.Fatalf("CopyRange = %v", err)
+	}
+	if err := get(s, b); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Where the system cannot say what is in memory, proof lasts a minute.
+func TestProofWithoutResidency(t *testing.T) {
+	p := newProof(2 * testPiece)
+	p.prove(identity{ino: 1}, make([]piece.Sum, 2))
+	if n := p.trusted(blindFile{}, identity{ino: 1}, 0, 2); n != 2 {
+		t.Fatalf("fresh: %d", n)
+	}
+	p.since = p.since.Add(-proofLasts)
+	if n := p.trusted(blindFile{}, identity{ino: 1}, 0, 2); n != 0 {
+		t.Fatalf("after a minute: %d", n)
+	}
+}
+
+type blindFile struct{ file }
+
+func (blindFile) resident(int64, int64) (int64, bool) { return 0, false }
