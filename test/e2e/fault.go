@@ -14,27 +14,37 @@ type Fault struct {
 	// CutAfter closes the connection after so many bytes of body; 0 never.
 	CutAfter int64
 	// HoldAfter stops the flow after so many bytes of body, until the fault is
-	// released or the client goes away; 0 never.
+	// released or the client goes away; 0 never. Once one body is stopped, others
+	// are before their first byte: asking again does not get round it.
 	HoldAfter int64
 
-	init, release sync.Once
-	held          chan struct{} // gets a value when a body is stopped
-	released      chan struct{} // closed by Release
+	init, hold, release sync.Once
+	held                chan struct{} // closed when the first body is stopped
+	released            chan struct{} // closed by Release
 }
 
 var errCut = errors.New("cut by order of the test")
 
 func (f *Fault) prepare() {
 	f.init.Do(func() {
-		f.held = make(chan struct{}, 1)
+		f.held = make(chan struct{})
 		f.released = make(chan struct{})
 	})
 }
 
-// Held gives a value once a body has been stopped.
+// Held is closed once a body has been stopped.
 func (f *Fault) Held() <-chan struct{} {
 	f.prepare()
 	return f.held
+}
+
+func (f *Fault) isHeld() bool {
+	select {
+	case <-f.held:
+		return true
+	default:
+		return false
+	}
 }
 
 // Release lets what is held flow on, and holds nothing any more.
@@ -90,6 +100,9 @@ func (w *faultyWriter) Write(p []byte) (int, error) {
 	if w.fault.Flip && w.passed == 0 && len(p) > 0 {
 		p = append([]byte{p[0] ^ 1}, p[1:]...)
 	}
+	if w.fault.HoldAfter > 0 && w.passed == 0 && w.fault.isHeld() {
+		w.hold()
+	}
 	if after := w.fault.HoldAfter; after > 0 && w.passed < after && w.passed+int64(len(p)) >= after {
 		n, err := w.pass(p[:after-w.passed])
 		if err != nil {
@@ -119,10 +132,7 @@ func (w *faultyWriter) pass(p []byte) (int, error) {
 }
 
 func (w *faultyWriter) hold() {
-	select {
-	case w.fault.held <- struct{}{}:
-	default: // somebody was told already
-	}
+	w.fault.hold.Do(func() { close(w.fault.held) })
 	select {
 	case <-w.fault.released:
 	case <-w.gone:

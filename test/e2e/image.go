@@ -114,7 +114,7 @@ var MultiPlatform = sync.OnceValues(func() (*Image, error) {
 			return nil, err
 		}
 		desc.Platform = config.Platform()
-		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: *desc}).(v1.ImageIndex)
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: *desc})
 		out.Manifests = append(out.Manifests, descriptor(desc))
 		blobs, err := blobsOf(img)
 		if err != nil {
