@@ -96,7 +96,11 @@ func TestStreamSurvives(t *testing.T) {
 					for i, f := range c.faults {
 						o.Inject(rt.Order{Kind: rt.Blob, Skip: i, Times: 1}, f)
 					}
-					cl := newClient(t, o, func(c *Config) { c.StallTimeout = 200 * time.Millisecond })
+					cl := newClient(t, o, func(c *Config) {
+						if name == "stall" {
+							c.StallTimeout = 300 * time.Millisecond
+						}
+					})
 					b, _, err := readBlob(t, cl, d, c.off, -1)
 					if err != nil || !bytes.Equal(b, data[c.off:]) {
 						t.Fatalf("%d bytes of %d, %v", len(b), int64(len(data))-c.off, err)
