@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -154,20 +155,6 @@ func TestFullDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-}
-
-func writePiece(p *Partial, b []byte, i int) error {
-	w, err := p.Piece(i)
-	if err != nil {
-		return err
-	}
-	defer w.Discard()
-	off, n := p.Layout().Span(i)
-	if _, err := w.Write(b[off : off+n]); err != nil {
-		return err
-	}
-	_, err = w.Commit()
-	return err
 }
 
 // fill writes until the disk is full.
@@ -427,4 +414,60 @@ func TestNoDescriptors(t *testing.T) {
 		t.Fatalf("the unfinished blob was discarded: %v", err)
 	}
 	mustPut(t, s, content(3, 9))
+}
+
+// A warm hit reads nothing to verify; a dropped page costs its piece alone,
+// once; many readers of a cold blob hash it once.
+func TestWarmHitReadsNothing(t *testing.T) {
+	s := bigStore(t)
+	b := content(14, 8*testPiece)
+	d := mustPut(t, s, b)
+	checks := func(want int64) {
+		t.Helper()
+		if got := s.Stats().RotChecks; got != want {
+			t.Fatalf("%d pieces were hashed, want %d", got, want)
+		}
+	}
+	for range 3 {
+		if err := get(s, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checks(0) // fresh from Commit
+
+	s = reopen(t, s)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if err := get(s, b); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	checks(8)
+	if err := get(s, b); err != nil {
+		t.Fatal(err)
+	}
+	checks(8)
+
+	f, err := os.Open(s.blobPath(d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 2*testPiece, testPiece, unix.FADV_DONTNEED); err != nil {
+		t.Skip("no fadvise here:", err)
+	}
+	if got, known := (osFile{f}).resident(0, 8*testPiece); !known || got != 2*testPiece {
+		t.Skipf("this file system keeps pages that it is told to drop: %d, %v", got, known)
+	}
+	if err := get(s, b); err != nil {
+		t.Fatal(err)
+	}
+	checks(9)
+	if err := get(s, b); err != nil {
+		t.Fatal(err)
+	}
+	checks(9)
 }
