@@ -250,6 +250,17 @@ func (f *fixture) readAll() {
 	f.read(r, 0, r.Size())
 }
 
+// tryAll asks for the whole blob and returns how much of it came.
+func (f *fixture) tryAll() (int64, error) {
+	f.t.Helper()
+	r, err := f.Open(f.t.Context(), Request{Digest: f.digest, Source: f.origin, Proven: true})
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	return r.CopyRange(f.t.Context(), io.Discard, 0, r.Size())
+}
+
 // stored reports whether the store has the complete blob.
 func (f *fixture) stored() bool {
 	b, err := f.mem.Blob(f.digest)

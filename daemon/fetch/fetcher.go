@@ -173,9 +173,9 @@ func (f *Fetcher) Open(ctx context.Context, req Request) (*Reader, error) {
 		if err != nil {
 			return nil, err
 		}
-		size, err := fl.begun(ctx, src)
+		r, err := fl.take(ctx, req, src)
 		if err == nil {
-			return &Reader{fetcher: f, req: req, size: size, flight: fl, view: view{source: src}}, nil
+			return r, nil
 		}
 		fl.leave(src)
 		if !errors.Is(err, errGone) {

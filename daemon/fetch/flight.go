@@ -48,6 +48,7 @@ type flight struct {
 	single   bool // one worker only: the origin does not take more
 	spoiled  []span
 	verified bool
+	settling bool // the partial is being closed
 	over     bool // nothing more will come
 	err      error
 	direct   *direct
@@ -134,6 +135,20 @@ func (fl *flight) leave(s *boarded) {
 func (fl *flight) notify() {
 	close(fl.changed)
 	fl.changed = make(chan struct{})
+}
+
+// take returns a reader for one that has boarded, once there is something to
+// read from.
+func (fl *flight) take(ctx context.Context, req Request, src *boarded) (*Reader, error) {
+	size, err := fl.begun(ctx, src)
+	if err != nil {
+		return nil, err
+	}
+	partial, err := fl.reader(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &Reader{fetcher: fl.fetcher, req: req, size: size, flight: fl, partial: partial, view: view{source: src}}, nil
 }
 
 // begun waits until the size is known and the caller's source has opened the
@@ -271,6 +286,9 @@ func (fl *flight) fill(ctx context.Context, partial Partial, size, want int64, f
 // finish settles what becomes of the unfinished blob.
 func (fl *flight) finish(partial Partial, err error, size int64) error {
 	log := fl.fetcher.cfg.Logger
+	fl.mu.Lock()
+	fl.settling = true
+	fl.mu.Unlock()
 	switch {
 	case err == nil:
 		fl.forgive()
@@ -416,19 +434,31 @@ func (fl *flight) heldBack() int64 {
 	return off
 }
 
-// reader opens the bytes that came so far. The error is errDirect if the
-// store has dropped them.
-func (fl *flight) reader() (PartialReader, error) {
-	p, err := fl.partial.Reader()
+// reader opens what came so far, if the store took anything. The error is
+// errGone if it is too late for that.
+func (fl *flight) reader(ctx context.Context) (PartialReader, error) {
+	fl.mu.Lock()
+	partial := fl.partial
+	fl.mu.Unlock()
+	if partial == nil {
+		return nil, nil
+	}
+	p, err := partial.Reader()
 	if err == nil {
 		return p, nil
 	}
 	fl.mu.Lock()
-	defer fl.mu.Unlock()
-	if fl.direct != nil {
-		return nil, errDirect
+	settling := fl.settling
+	fl.mu.Unlock()
+	if !settling {
+		return nil, err
 	}
-	return nil, err
+	select {
+	case <-fl.gone:
+		return nil, errGone
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // has reports whether all of [off, end) has come.

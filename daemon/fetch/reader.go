@@ -17,7 +17,7 @@ type Reader struct {
 	flight *flight
 
 	view    view
-	partial PartialReader // of the flight, once something was read
+	partial PartialReader // of the flight, unless the store took nothing
 }
 
 // Size returns the size of the blob in bytes.
@@ -94,9 +94,6 @@ func (r *Reader) follow(ctx context.Context, w io.Writer, off, end int64) (writt
 			return written + n, err
 		}
 		avail, err := r.flight.available(ctx, &r.view, off)
-		if err == nil && r.partial == nil {
-			r.partial, err = r.flight.reader()
-		}
 		if errors.Is(err, errDirect) {
 			n, err := r.flight.direct.copy(ctx, r, w, off, end)
 			return written + n, err

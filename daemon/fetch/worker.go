@@ -16,7 +16,7 @@ var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
 // hire puts another worker on the piece at off if no worker will be there
 // soon. The caller holds mu.
 func (fl *flight) hire(off int64) {
-	if fl.group == nil || fl.single || fl.workers >= fl.fetcher.cfg.Workers || fl.plan.soon(off, far) {
+	if fl.group == nil || off >= fl.size || fl.single || fl.workers >= fl.fetcher.cfg.Workers || fl.plan.soon(off, far) {
 		return
 	}
 	if r := fl.plan.startAt(fl.plan.layout.Index(off)); r != nil {

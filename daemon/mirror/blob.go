@@ -123,7 +123,7 @@ func (c *call) open(ctx context.Context, req Request) (Reader, error) {
 		return body, err
 	}
 	if req.Manifest {
-		_, err = c.cfg.Origin.HeadManifest(ctx, c.caller, c.repo, req.Digest.String(), acceptAll)
+		_, err = c.cfg.Origin.HeadManifest(ctx, c.caller, c.repo, req.Digest.String(), AcceptAll)
 	} else {
 		_, err = c.cfg.Origin.HeadBlob(ctx, c.caller, c.repo, req.Digest)
 	}

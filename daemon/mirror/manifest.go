@@ -12,9 +12,9 @@ import (
 	"github.com/shoalproject/shoal/registry"
 )
 
-// acceptAll names every kind of manifest that can be served, for requests of
+// AcceptAll names every kind of manifest that can be served, for requests of
 // our own by digest.
-var acceptAll = []string{
+var AcceptAll = []string{
 	v1.MediaTypeImageIndex, v1.MediaTypeImageManifest,
 	registry.MediaTypeDockerManifestList, registry.MediaTypeDockerManifest, "*/*",
 }

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/shoalproject/shoal/daemon"
+)
+
+func newDaemonCommand() *cobra.Command {
+	cfg := daemon.DefaultConfig()
+	var log logging
+	cmd := &cobra.Command{
+		Use:   "daemon",
+		Short: "Run the node agent: the mirror that the container runtime asks",
+		Long: `Runs the node agent. Point the container runtime's registry mirror at --listen.
+
+Every flag can also be set by an environment variable (--cache-size is
+SHOAL_CACHE_SIZE; values of a repeatable one are separated by spaces) or in the
+YAML file of --config (cache-size: 20GiB). A flag beats the environment, which
+beats the file.`,
+		Example: `  # A mirror of Docker Hub and of a registry in the house:
+  shoal daemon --registry docker.io --registry registry.example.com --auth node
+
+  # A plain-HTTP registry under a name of its own, behind a private CA:
+  shoal daemon --registry 'apps.example.com=https://10.0.0.5:5000,ca=/etc/shoal/ca.pem'`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := applySettings(cmd.Flags()); err != nil {
+				return err
+			}
+			cfg.Logger = log.logger(cmd.ErrOrStderr())
+			cfg.Version = readBuild().Version
+			d, err := daemon.New(cfg)
+			if err != nil {
+				return err
+			}
+			return d.Run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.StringVar(&cfg.Listen, "listen", cfg.Listen, "`HOST:PORT` of the mirror, for the runtime of this node")
+	f.StringVar(&cfg.AdminListen, "admin-listen", cfg.AdminListen, "`HOST:PORT` of /healthz, /readyz, /metrics and /debug/pprof/")
+	f.StringVar(&cfg.DataDir, "data-dir", cfg.DataDir, "`DIRECTORY` of the cache, for this daemon alone")
+	f.Var(newBytes(&cfg.CacheSize), "cache-size", "`SIZE` of the cache; a tenth of the disk stays free in any case")
+	f.StringArrayVar(&cfg.Registries, "registry", cfg.Registries, "allow this `UPSTREAM`: HOST, or HOST=URL if its origin is elsewhere; options, each after a comma: ca=FILE, cert=FILE and key=FILE, allow=HOST:PORT (may be redirected to); repeatable; naming any replaces the list of public ones")
+	f.StringVar(&cfg.DefaultRegistry, "default-registry", cfg.DefaultRegistry, "upstream `HOST` of requests that name none")
+	f.StringVar(&cfg.Auth, "auth", cfg.Auth, "`MODE` of deciding who may read: relay (the origin decides for every caller), node (this node's docker config.json speaks for all), open (everyone)")
+	f.StringVar(&cfg.DockerConfig, "docker-config", cfg.DockerConfig, "`FILE` with the credentials for --auth node (default docker's own)")
+	f.Var(newBytes(&cfg.OriginRate), "origin-rate", "`SIZE` per second read from all origins together; 0 is no limit")
+	f.DurationVar(&cfg.TagTTL, "tag-ttl", cfg.TagTTL, "`TIME` that a tag stays resolved")
+	f.IntVar(&cfg.MaxConnections, "max-connections", cfg.MaxConnections, "`NUMBER` of connections to the mirror at once; more wait")
+	f.IntVar(&cfg.MaxDownloads, "max-downloads", cfg.MaxDownloads, "`NUMBER` of blobs in flight at once; more wait")
+	f.DurationVar(&cfg.ShutdownGrace, "shutdown-grace", cfg.ShutdownGrace, "`TIME` that responses may still take after a signal to stop")
+	log.addFlags(f)
+	f.String("config", "", "YAML `FILE` with any of these settings")
+	return cmd
+}
+
+// logging is how the process logs.
+type logging struct {
+	level slog.Level
+	json  bool
+}
+
+func (l *logging) logger(w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: l.level}
+	if l.json {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}

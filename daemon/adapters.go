@@ -1,0 +1,237 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoalproject/shoal/daemon/fetch"
+	"github.com/shoalproject/shoal/daemon/mirror"
+	"github.com/shoalproject/shoal/daemon/store"
+	"github.com/shoalproject/shoal/piece"
+	"github.com/shoalproject/shoal/registry"
+	"github.com/shoalproject/shoal/registry/origin"
+)
+
+// fetchStore is the store as package fetch wants it.
+type fetchStore struct{ *store.Store }
+
+func (s fetchStore) Blob(d digest.Digest) (fetch.Blob, error) {
+	b, err := s.Store.Blob(d)
+	if err != nil {
+		return nil, fetchError(err)
+	}
+	return fetchBlob{b}, nil
+}
+
+func (s fetchStore) Partial(d digest.Digest, size int64) (fetch.Partial, error) {
+	p, err := s.Store.Partial(d, size)
+	if err != nil {
+		return nil, fetchError(err)
+	}
+	return fetchPartial{p}, nil
+}
+
+type fetchBlob struct{ *store.Blob }
+
+func (b fetchBlob) CopyRange(w io.Writer, off, n int64) (int64, error) {
+	m, err := b.Blob.CopyRange(w, off, n)
+	return m, fetchError(err)
+}
+
+type fetchPartial struct{ *store.Partial }
+
+func (p fetchPartial) Piece(i int) (fetch.PieceWriter, error) {
+	w, err := p.Partial.Piece(i)
+	if err != nil {
+		return nil, fetchError(err)
+	}
+	return fetchWriter{w}, nil
+}
+
+func (p fetchPartial) Verify(ctx context.Context) error { return fetchError(p.Partial.Verify(ctx)) }
+
+func (p fetchPartial) Reader() (fetch.PartialReader, error) {
+	r, err := p.Partial.Reader()
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+type fetchWriter struct{ *store.PieceWriter }
+
+func (w fetchWriter) Write(b []byte) (int, error) {
+	n, err := w.PieceWriter.Write(b)
+	return n, fetchError(err)
+}
+
+func (w fetchWriter) Commit() (piece.Sum, error) {
+	s, err := w.PieceWriter.Commit()
+	return s, fetchError(err)
+}
+
+// fetchError says an error of the store in the words of package fetch.
+func fetchError(err error) error {
+	var wrong *store.DigestError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, store.ErrNotFound):
+		return fmt.Errorf("%w: %w", fetch.ErrNotFound, err)
+	case errors.Is(err, store.ErrCorrupt):
+		return fmt.Errorf("%w: %w", fetch.ErrCorrupt, err)
+	case errors.Is(err, store.ErrUnavailable):
+		return fmt.Errorf("%w: %w", fetch.ErrUnavailable, err)
+	case errors.As(err, &wrong):
+		return fmt.Errorf("%w: %w", fetch.ErrDigest, err)
+	default:
+		return err
+	}
+}
+
+// mirrorOrigin is the client of origins as package mirror wants it.
+type mirrorOrigin struct{ *origin.Client }
+
+func target(c mirror.Caller, repo registry.Repository) origin.Target {
+	return origin.Target{Repository: repo, Authorization: c.Authorization, Anonymous: c.Anonymous}
+}
+
+func (o mirrorOrigin) Manifest(ctx context.Context, c mirror.Caller, repo registry.Repository, tag string, accept []string) (mirror.Manifest, error) {
+	m, err := o.Client.Manifest(ctx, target(c, repo), tag, accept)
+	if err != nil {
+		return mirror.Manifest{}, err
+	}
+	return mirror.Manifest{
+		Descriptor: mirror.Descriptor{MediaType: m.MediaType, Digest: m.Digest, Size: int64(len(m.Body))},
+		Body:       m.Body,
+	}, nil
+}
+
+func (o mirrorOrigin) HeadManifest(ctx context.Context, c mirror.Caller, repo registry.Repository, ref string, accept []string) (mirror.Descriptor, error) {
+	d, err := o.Client.HeadManifest(ctx, target(c, repo), ref, accept)
+	if err != nil {
+		return mirror.Descriptor{}, err
+	}
+	return mirror.Descriptor(*d), nil
+}
+
+func (o mirrorOrigin) HeadBlob(ctx context.Context, c mirror.Caller, repo registry.Repository, d digest.Digest) (int64, error) {
+	return o.Client.HeadBlob(ctx, target(c, repo), d)
+}
+
+func (o mirrorOrigin) Pass(ctx context.Context, c mirror.Caller, repo registry.Repository, path string, query url.Values, header http.Header) (*http.Response, error) {
+	return o.Client.Pass(ctx, target(c, repo), path, query, header)
+}
+
+func (mirrorOrigin) Unavailable(err error) bool { return origin.IsUnavailable(err) }
+
+// mirrorBlobs is the fetcher as package mirror wants it.
+type mirrorBlobs struct {
+	fetcher *fetch.Fetcher
+	store   *store.Store
+	client  *origin.Client
+}
+
+func (b mirrorBlobs) Stat(d digest.Digest) (int64, bool) { return b.store.Stat(d) }
+
+func (b mirrorBlobs) Open(ctx context.Context, req mirror.Request) (mirror.Reader, error) {
+	r, err := b.fetcher.Open(ctx, fetch.Request{
+		Digest: req.Digest, Source: b.source(req), Offset: req.Offset, Proven: req.Proven,
+	})
+	if errors.Is(err, fetch.ErrUnproven) {
+		return nil, mirror.ErrUnproven
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (b mirrorBlobs) source(req mirror.Request) fetch.Source {
+	s := originSource{client: b.client, target: target(req.Caller, req.Repo), key: sourceKey(req.Caller, req.Repo)}
+	if req.Manifest {
+		return manifestSource{s, req.Body}
+	}
+	return blobSource{s}
+}
+
+// sourceKey names a source for people, without what the caller sent.
+func sourceKey(c mirror.Caller, repo registry.Repository) string {
+	switch {
+	case c.Authorization != "":
+		sum := sha256.Sum256([]byte(c.Authorization))
+		return repo.String() + " for caller " + hex.EncodeToString(sum[:8])
+	case c.Anonymous:
+		return repo.String() + " for anonymous"
+	default:
+		return repo.String()
+	}
+}
+
+type originSource struct {
+	client *origin.Client
+	target origin.Target
+	key    string
+}
+
+func (s originSource) Key() string { return s.key }
+
+// blobSource opens a blob.
+type blobSource struct{ originSource }
+
+func (s blobSource) Open(ctx context.Context, d digest.Digest, off, end int64) (fetch.Stream, error) {
+	stream, err := s.client.Blob(ctx, s.target, d, off, end)
+	var refused *registry.Error
+	if errors.As(err, &refused) && refused.Status == http.StatusRequestedRangeNotSatisfiable && off > 0 {
+		// The caller wants bytes beyond the end; from the start, the size
+		// comes to light.
+		stream, err = s.client.Blob(ctx, s.target, d, 0, -1)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return stream, nil
+}
+
+// manifestSource gets a manifest, which comes in one piece, unless it is at
+// hand already.
+type manifestSource struct {
+	originSource
+	body []byte
+}
+
+func (s manifestSource) Open(ctx context.Context, d digest.Digest, off, _ int64) (fetch.Stream, error) {
+	if s.body != nil {
+		return newBytesStream(s.body), nil
+	}
+	m, err := s.client.Manifest(ctx, s.target, d.String(), mirror.AcceptAll)
+	if err != nil {
+		return nil, err
+	}
+	// From the store it will be served without the header it came with.
+	if inner, err := registry.ParseManifest("", m.Body); err != nil || inner.MediaType != m.MediaType {
+		return nil, &registry.Error{
+			Status: http.StatusBadGateway, Code: registry.CodeManifestInvalid,
+			Message: fmt.Sprintf("manifest %s came as %q, which it does not say itself", d, m.MediaType),
+		}
+	}
+	return newBytesStream(m.Body), nil
+}
+
+type bytesStream struct {
+	*bytes.Reader
+}
+
+func newBytesStream(b []byte) fetch.Stream { return bytesStream{bytes.NewReader(b)} }
+
+func (bytesStream) Offset() int64 { return 0 }
+func (bytesStream) Close() error  { return nil }

@@ -1,0 +1,225 @@
+package daemon
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/shoalproject/shoal/daemon/mirror"
+	"github.com/shoalproject/shoal/registry"
+	"github.com/shoalproject/shoal/registry/origin"
+)
+
+// Config is everything about one node that can be chosen. Names in errors
+// are those of the command's flags.
+type Config struct {
+	// Listen is where the mirror serves, HOST:PORT. Loopback keeps other
+	// machines out; whoever reaches it may read what Auth allows.
+	Listen string
+	// AdminListen is where health, metrics and profiles are served.
+	AdminListen string
+	// DataDir holds the store. It must belong to this process alone.
+	DataDir string
+	// CacheSize is the store's quota in bytes; a tenth of the disk stays
+	// free in any case.
+	CacheSize int64
+	// Registries are the allowed upstreams, as ParseRegistry reads them.
+	Registries []string
+	// DefaultRegistry is the upstream of requests that name none. Empty:
+	// such requests are refused.
+	DefaultRegistry string
+	// Auth is relay, open or node.
+	Auth string
+	// DockerConfig is the path of docker's config.json for Auth node; empty
+	// is where docker keeps it.
+	DockerConfig string
+	// OriginRate limits what is read from all origins together, in bytes per
+	// second; 0 does not.
+	OriginRate int64
+	// TagTTL is how long a tag stays resolved. Longer spares the origin,
+	// shorter sees a moved tag sooner.
+	TagTTL time.Duration
+	// MaxConnections bounds the connections to the mirror; more wait.
+	MaxConnections int
+	// MaxDownloads bounds the blobs in flight; more wait.
+	MaxDownloads int
+	// ShutdownGrace is how long a stopping daemon lets responses finish.
+	ShutdownGrace time.Duration
+	// Version is shown by the metrics.
+	Version string
+	Logger  *slog.Logger
+}
+
+// DefaultConfig returns the configuration of a node that was told nothing.
+func DefaultConfig() Config {
+	return Config{
+		Listen:          "127.0.0.1:4400",
+		AdminListen:     "127.0.0.1:4403",
+		DataDir:         defaultDataDir(),
+		CacheSize:       20 << 30,
+		Registries:      registry.PublicRegistries(),
+		DefaultRegistry: registry.DockerHub,
+		Auth:            "relay",
+		TagTTL:          5 * time.Second,
+		MaxConnections:  8192,
+		MaxDownloads:    64,
+		ShutdownGrace:   20 * time.Second,
+	}
+}
+
+// defaultDataDir is a directory of the system for root, and of the user for
+// others.
+func defaultDataDir() string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/shoal"
+	}
+	if dir, err := os.UserCacheDir(); err == nil {
+		return filepath.Join(dir, "shoal")
+	}
+	return ""
+}
+
+// settings is a Config that has been read and found good.
+type settings struct {
+	Config
+	upstreams *registry.Upstreams
+	endpoints []origin.Endpoint
+	auth      mirror.Auth
+}
+
+// ConfigError says which setting is wrong.
+type ConfigError struct {
+	// Setting is the name of the flag, without dashes.
+	Setting string
+	Err     error
+}
+
+func (e *ConfigError) Error() string { return "--" + e.Setting + ": " + e.Err.Error() }
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// Validate reports the first setting that is wrong, as a *ConfigError. It
+// reads certificates but touches nothing else.
+func (c Config) Validate() error {
+	_, err := c.settings()
+	return err
+}
+
+func (c Config) settings() (*settings, error) {
+	s := &settings{Config: c}
+	bad := func(setting string, err error) (*settings, error) {
+		return nil, &ConfigError{setting, err}
+	}
+	for name, addr := range map[string]string{"listen": c.Listen, "admin-listen": c.AdminListen} {
+		if err := checkAddress(addr); err != nil {
+			return bad(name, err)
+		}
+	}
+	switch {
+	case c.DataDir == "":
+		return bad("data-dir", errors.New("is needed: there is no cache directory for this user"))
+	case c.CacheSize < 0:
+		return bad("cache-size", errors.New("must not be negative"))
+	case c.OriginRate < 0:
+		return bad("origin-rate", errors.New("must not be negative"))
+	case c.TagTTL <= 0:
+		return bad("tag-ttl", errors.New("must be more than 0"))
+	case c.MaxConnections < 1:
+		return bad("max-connections", errors.New("must be at least 1"))
+	case c.MaxDownloads < 1:
+		return bad("max-downloads", errors.New("must be at least 1"))
+	case c.ShutdownGrace < 0:
+		return bad("shutdown-grace", errors.New("must not be negative"))
+	}
+	var ok bool
+	if s.auth, ok = map[string]mirror.Auth{"relay": mirror.Relay, "open": mirror.Open, "node": mirror.Node}[c.Auth]; !ok {
+		return bad("auth", fmt.Errorf("%q is none of relay, open, node", c.Auth))
+	}
+	var list []registry.Upstream
+	for _, r := range c.Registries {
+		e, err := ParseRegistry(r)
+		if err != nil {
+			return bad("registry", err)
+		}
+		s.endpoints = append(s.endpoints, e)
+		list = append(list, e.Upstream)
+	}
+	var err error
+	if s.upstreams, err = registry.NewUpstreams(list, ""); err != nil {
+		return bad("registry", err)
+	}
+	if s.upstreams, err = registry.NewUpstreams(list, c.DefaultRegistry); err != nil {
+		return bad("default-registry", err)
+	}
+	return s, nil
+}
+
+func checkAddress(addr string) error {
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		return fmt.Errorf("%q: want HOST:PORT", addr)
+	}
+	return nil
+}
+
+// ParseRegistry reads HOST[=URL] with options behind it, each after a comma:
+// ca=FILE (PEM) to verify the origin with, cert=FILE and key=FILE to present
+// to it, allow=HOST:PORT for a further server that it may redirect to.
+func ParseRegistry(s string) (origin.Endpoint, error) {
+	parts := strings.Split(s, ",")
+	up, err := registry.ParseUpstream(parts[0])
+	if err != nil {
+		return origin.Endpoint{}, err
+	}
+	e := origin.Endpoint{Upstream: up}
+	var cert, key string
+	for _, option := range parts[1:] {
+		name, value, _ := strings.Cut(option, "=")
+		switch {
+		case value == "":
+			err = fmt.Errorf("option %q: want ca=FILE, cert=FILE, key=FILE or allow=HOST:PORT", option)
+		case name == "ca":
+			e.RootCAs, err = readCAs(value)
+		case name == "cert":
+			cert = value
+		case name == "key":
+			key = value
+		case name == "allow":
+			err = checkAddress(value)
+			e.AllowHosts = append(e.AllowHosts, value)
+		default:
+			err = fmt.Errorf("option %q is unknown: want ca=FILE, cert=FILE, key=FILE or allow=HOST:PORT", name)
+		}
+		if err != nil {
+			return origin.Endpoint{}, fmt.Errorf("%s: %w", up.Host, err)
+		}
+	}
+	if (cert == "") != (key == "") {
+		return origin.Endpoint{}, fmt.Errorf("%s: options cert and key need each other", up.Host)
+	}
+	if cert != "" {
+		pair, err := tls.LoadX509KeyPair(cert, key)
+		if err != nil {
+			return origin.Endpoint{}, fmt.Errorf("%s: client certificate: %w", up.Host, err)
+		}
+		e.ClientCert = &pair
+	}
+	return e, nil
+}
+
+func readCAs(file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("option ca: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("option ca: %s holds no PEM certificate", file)
+	}
+	return pool, nil
+}

@@ -1,0 +1,44 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"oras.land/oras-go/v2/registry/remote/credentials"
+
+	"github.com/shoalproject/shoal/daemon/mirror"
+	"github.com/shoalproject/shoal/registry/origin"
+)
+
+// credentials returns in whose name the daemon asks origins: docker's
+// config.json and its helpers with --auth node, nobody's otherwise.
+func (s *settings) credentials() (origin.CredentialFunc, error) {
+	if s.auth != mirror.Node {
+		return nil, nil
+	}
+	store, err := s.dockerStore()
+	if err != nil {
+		return nil, &ConfigError{"docker-config", err}
+	}
+	return func(ctx context.Context, host string) (origin.Credential, error) {
+		c, err := store.Get(ctx, credentials.ServerAddressFromRegistry(host))
+		if err != nil {
+			return origin.Credential{}, fmt.Errorf("credentials for %s: %w", host, err)
+		}
+		return origin.Credential{
+			Username: c.Username, Password: c.Password,
+			RefreshToken: c.RefreshToken, AccessToken: c.AccessToken,
+		}, nil
+	}, nil
+}
+
+func (s *settings) dockerStore() (credentials.Store, error) {
+	if s.DockerConfig == "" {
+		return credentials.NewStoreFromDocker(credentials.StoreOptions{})
+	}
+	if _, err := os.Stat(s.DockerConfig); err != nil {
+		return nil, err // a file that was named must be there
+	}
+	return credentials.NewStore(s.DockerConfig, credentials.StoreOptions{})
+}

@@ -1,0 +1,197 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"github.com/shoalproject/shoal/daemon/fetch"
+	"github.com/shoalproject/shoal/daemon/mirror"
+	"github.com/shoalproject/shoal/daemon/store"
+	"github.com/shoalproject/shoal/registry/origin"
+)
+
+// Daemon is one node. Make it with New, run it with Run.
+type Daemon struct {
+	cfg     *settings
+	log     *slog.Logger
+	store   *store.Store
+	client  *origin.Client
+	fetcher *fetch.Fetcher
+	metrics *metrics
+
+	mirror net.Listener
+	admin  net.Listener
+	// stopping is set once the daemon is told to stop: it is not ready then.
+	stopping atomic.Bool
+}
+
+// New opens the store and the listeners of a node. The error is a
+// *ConfigError if a setting is wrong. What it opened, Run closes.
+func New(cfg Config) (d *Daemon, err error) {
+	s, err := cfg.settings()
+	if err != nil {
+		return nil, err
+	}
+	if s.Logger == nil {
+		s.Logger = slog.New(slog.DiscardHandler)
+	}
+	d = &Daemon{cfg: s, log: s.Logger}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	credentials, err := s.credentials()
+	if err != nil {
+		return nil, err
+	}
+	if d.store, err = store.Open(store.Config{Dir: s.DataDir, MaxBytes: s.CacheSize, Logger: d.log}); err != nil {
+		return nil, err
+	}
+	if d.client, err = origin.New(origin.Config{
+		Endpoints: s.endpoints, Credentials: credentials, Rate: limiter(s.OriginRate),
+		UserAgent: "shoal/" + s.Version, Logger: d.log,
+	}); err != nil {
+		return nil, err
+	}
+	d.fetcher = fetch.New(fetchStore{d.store}, fetch.Config{Logger: d.log, Flights: s.MaxDownloads})
+	if d.mirror, err = listen("listen", s.Listen); err != nil {
+		return nil, err
+	}
+	if d.admin, err = listen("admin-listen", s.AdminListen); err != nil {
+		return nil, err
+	}
+	d.metrics = newMetrics(d)
+	return d, nil
+}
+
+func listen(setting, addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("--%s: %w", setting, err)
+	}
+	return l, nil
+}
+
+// limiter returns a limit of n bytes per second, or none for 0.
+func limiter(n int64) *rate.Limiter {
+	if n == 0 {
+		return nil
+	}
+	// A tenth of a second at once keeps the average without making it
+	// bumpy; less than a read's worth would only cost wake-ups.
+	return rate.NewLimiter(rate.Limit(n), int(max(n/10, 64<<10)))
+}
+
+func (d *Daemon) close() {
+	for _, l := range []net.Listener{d.mirror, d.admin} {
+		if l != nil {
+			l.Close()
+		}
+	}
+	if d.fetcher != nil {
+		d.fetcher.Close()
+	}
+	if d.client != nil {
+		d.client.Close()
+	}
+	if d.store != nil {
+		if err := d.store.Close(); err != nil {
+			d.log.Error("store does not close", "err", err)
+		}
+	}
+}
+
+// MirrorAddr returns the address of the mirror.
+func (d *Daemon) MirrorAddr() net.Addr { return d.mirror.Addr() }
+
+// AdminAddr returns the address of the operator's endpoints.
+func (d *Daemon) AdminAddr() net.Addr { return d.admin.Addr() }
+
+// FetchStats returns what was fetched and served so far.
+func (d *Daemon) FetchStats() fetch.Stats { return d.fetcher.Stats() }
+
+// Run serves until ctx is done, then lets responses finish within the grace
+// period, keeps unfinished blobs for later, and returns nil. It must be called
+// once.
+func (d *Daemon) Run(ctx context.Context) error {
+	defer d.close()
+	handler, err := mirror.New(mirror.Config{
+		Upstreams: d.cfg.upstreams,
+		Origin:    mirrorOrigin{d.client},
+		Blobs:     mirrorBlobs{d.fetcher, d.store, d.client},
+		Auth:      d.cfg.auth,
+		TagTTL:    d.cfg.TagTTL,
+		Logger:    d.log,
+		Observe:   d.metrics.observe,
+	})
+	if err != nil {
+		return err
+	}
+	conns := limitListener(d.mirror, d.cfg.MaxConnections)
+	front := d.server(handler)
+	front.ConnState = conns.connState
+	back := d.server(d.adminHandler())
+	if d.cfg.auth == mirror.Open && !loopback(d.mirror.Addr()) {
+		d.log.Warn("everyone who reaches the mirror may read everything it can get", "listen", d.mirror.Addr(), "auth", d.cfg.Auth)
+	}
+	d.log.Info("serving", "mirror", d.mirror.Addr(), "admin", d.admin.Addr(), "data_dir", d.cfg.DataDir,
+		"auth", d.cfg.Auth, "registries", d.cfg.upstreams.Hosts(), "version", d.cfg.Version)
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serve(front, conns) })
+	group.Go(func() error { return serve(back, d.admin) })
+	group.Go(func() error {
+		<-ctx.Done()
+		d.stop(front, back)
+		return nil
+	})
+	return group.Wait()
+}
+
+// stop ends the servers, the one that says we are not ready last.
+func (d *Daemon) stop(front, back *http.Server) {
+	d.stopping.Store(true)
+	d.log.Info("stopping", "grace", d.cfg.ShutdownGrace)
+	grace, cancel := context.WithTimeout(context.Background(), d.cfg.ShutdownGrace)
+	defer cancel()
+	if err := front.Shutdown(grace); err != nil {
+		d.log.Warn("responses were cut short", "err", err)
+		front.Close()
+	}
+	back.Close()
+}
+
+// server returns an HTTP server that no client can wear out: headers must
+// come in time and be short. What a body may take is up to the handler.
+func (d *Daemon) server(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second, // no request has a body that matters
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10, // tokens of some registries take 10 KiB
+		ErrorLog:          slog.NewLogLogger(d.log.Handler(), slog.LevelDebug),
+	}
+}
+
+func serve(s *http.Server, l net.Listener) error {
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serving %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+func loopback(a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}

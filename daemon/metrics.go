@@ -1,0 +1,124 @@
+package daemon
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/shoalproject/shoal/daemon/fetch"
+	"github.com/shoalproject/shoal/daemon/mirror"
+	"github.com/shoalproject/shoal/daemon/store"
+	"github.com/shoalproject/shoal/registry"
+)
+
+// metrics are what the daemon tells Prometheus. The packages below keep
+// plain counters; this is where they get their names.
+type metrics struct {
+	registry *prometheus.Registry
+	requests *prometheus.CounterVec
+	sent     *prometheus.CounterVec
+	seconds  *prometheus.HistogramVec
+}
+
+func newMetrics(d *Daemon) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_mirror_requests_total",
+			Help: "Requests that the mirror answered, by kind, method and status.",
+		}, []string{"kind", "method", "code"}),
+		sent: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shoal_mirror_sent_bytes_total",
+			Help: "Bytes of bodies that the mirror sent, by kind.",
+		}, []string{"kind"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "shoal_mirror_request_seconds",
+			Help:    "Time from a request's headers to the end of its answer, by kind.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10), // 1 ms to 4 min
+		}, []string{"kind"}),
+	}
+	version := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "shoal_build_info", Help: "Always 1, with the version as a label.",
+		ConstLabels: prometheus.Labels{"version": d.cfg.Version},
+	}, func() float64 { return 1 })
+	m.registry.MustRegister(m.requests, m.sent, m.seconds, version, &nodeCollector{d.store, d.fetcher},
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+var kindNames = map[registry.Kind]string{
+	registry.Ping: "ping", registry.Manifests: "manifest", registry.Blobs: "blob",
+	registry.Referrers: "referrers", registry.Tags: "tags",
+}
+
+func (m *metrics) observe(a mirror.Access) {
+	kind, method := kindNames[a.Kind], a.Method
+	if method != "GET" && method != "HEAD" {
+		method = "other" // a label must not be the client's to choose
+	}
+	m.requests.WithLabelValues(kind, method, strconv.Itoa(a.Status)).Inc()
+	m.sent.WithLabelValues(kind).Add(float64(a.Bytes))
+	m.seconds.WithLabelValues(kind).Observe(a.Duration.Seconds())
+}
+
+// nodeCollector reads the counters of store and fetcher when asked.
+type nodeCollector struct {
+	store   *store.Store
+	fetcher *fetch.Fetcher
+}
+
+var (
+	blobRequests = desc("shoal_blob_requests_total", "Requests for content by digest: hit in the store, joined a download, or started one.", "result")
+	inFlight     = desc("shoal_blobs_in_flight", "Blobs being downloaded.")
+	originBytes  = desc("shoal_origin_received_bytes_total", "Bytes of blobs received from origins.")
+	badBlobs     = desc("shoal_bad_blobs_total", "Blobs that did not have their digest and were not delivered.")
+	passed       = desc("shoal_passed_through_total", "Blobs that the store could not take.")
+	storeHealthy = desc("shoal_store_healthy", "1 if the store takes blobs, 0 if they pass through.")
+	storeUsed    = desc("shoal_store_used_bytes", "Bytes of the quota in use, unfinished blobs at full size.")
+	storeLimit   = desc("shoal_store_limit_bytes", "The quota as the disk allowed it when room was last made.")
+	storeBlobs   = desc("shoal_store_blobs", "Blobs in the store, complete or unfinished.", "state")
+	evictions    = desc("shoal_store_evictions_total", "Blobs removed to make room.")
+	corruptions  = desc("shoal_store_corruptions_total", "Blobs found rotten on disk and removed.")
+	writeErrors  = desc("shoal_store_write_errors_total", "Writes that the disk failed.")
+	rotChecks    = desc("shoal_store_rot_checks_total", "Pieces hashed again before they were served.")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
+	prometheus.DescribeByCollect(c, ch)
+}
+
+func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
+	count := func(d *prometheus.Desc, v int64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(d *prometheus.Desc, v int64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(v), labels...)
+	}
+	f := c.fetcher.Stats()
+	count(blobRequests, f.Hits, "hit")
+	count(blobRequests, f.Joins, "joined")
+	count(blobRequests, f.Starts, "started")
+	gauge(inFlight, f.Flights)
+	count(originBytes, f.OriginBytes)
+	count(badBlobs, f.BadBlobs)
+	count(passed, f.PassedThrough)
+	s := c.store.Stats()
+	healthy := int64(1)
+	if c.store.Health() != nil {
+		healthy = 0
+	}
+	gauge(storeHealthy, healthy)
+	gauge(storeUsed, s.UsedBytes)
+	gauge(storeLimit, s.LimitBytes)
+	gauge(storeBlobs, int64(s.Blobs), "complete")
+	gauge(storeBlobs, int64(s.Partials), "unfinished")
+	count(evictions, s.Evictions)
+	count(corruptions, s.Corruptions)
+	count(writeErrors, s.WriteErrors)
+	count(rotChecks, s.RotChecks)
+}
