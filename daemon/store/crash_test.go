@@ -136,6 +136,13 @@ func mustOpen(t *testing.T, fsys fileSystem, dir string) *Store {
 // done; the pieces must be there, claimed, unless it is complete.
 func checkAfter(t *testing.T, fsys fileSystem, dir string, pieces []int, done bool) {
 	t.Helper()
+	// A blob never has its name before its sidecar has: it could not be kept.
+	path := (&Store{dir: dir}).blobPath(newDigest)
+	if _, err := fsys.lstat(path); err == nil {
+		if _, err := fsys.lstat(path + sidecarSuffix); err != nil {
+			t.Fatal("complete, but without its sums:", err)
+		}
+	}
 	s := mustOpen(t, fsys, dir)
 	if err := get(s, evictedBlob); err != nil && (!errors.Is(err, ErrNotFound) || errors.Is(err, ErrCorrupt)) {
 		t.Fatal("the blob that makes room:", err)

@@ -22,8 +22,8 @@ import (
 // changes of its names since its last syncDir. powerLoss keeps or loses every
 // one of them by itself, and may keep the half of a write: more than a real
 // file system loses, since ext4 and XFS keep the order of names. A rename
-// changes two directories at once, as journals make it; syncing either keeps
-// it.
+// changes two directories at once, as journals make it; syncing the one that
+// the file came to keeps it.
 type memFS struct {
 	mu       sync.Mutex // guards everything below, inodes too
 	root     *memDir
@@ -360,10 +360,15 @@ func (m *memFS) syncDir(name string) error {
 	if !ok {
 		return pathError("sync", name, either(err, syscall.ENOTDIR))
 	}
+	var pending []*memChange
 	for _, c := range dir.changes {
-		c.keep()
+		if target := c.sets[len(c.sets)-1].dir; target == dir {
+			c.keep()
+		} else if !c.done {
+			pending = append(pending, c)
+		}
 	}
-	dir.changes = nil
+	dir.changes = pending
 	return nil
 }
 
