@@ -252,14 +252,53 @@ func TestRelay(t *testing.T) {
 func TestEchoedCredentialIsNotRepeated(t *testing.T) {
 	o := rt.New(t)
 	d := o.AddBlob(repo, []byte("data"))
-	mine := target
-	mine.Authorization = "Bearer " + password
 	c := newClient(t, o)
 	o.Inject(rt.Order{}, rt.Answer(403, `{"errors":[{"code":"DENIED","message":"token `+password+` is not good"}]}`))
-	_, err := c.Blob(t.Context(), mine, d, 0, -1)
-	if e := wantStatus(t, err, 403); !strings.Contains(e.Message, "[redacted]") {
-		t.Errorf("message %q", e.Message)
+	for _, auth := range []string{"Bearer " + password, password, basicAuth(Credential{Username: user, Password: password})} {
+		mine := target
+		mine.Authorization = auth
+		_, err := c.Blob(t.Context(), mine, d, 0, -1)
+		if e := wantStatus(t, err, 403); !strings.Contains(e.Message, "[redacted]") {
+			t.Errorf("message %q", e.Message)
+		}
 	}
+}
+
+// TestMalformedAnswerIsNotRepeated: net/http quotes what it cannot parse.
+func TestMalformedAnswerIsNotRepeated(t *testing.T) {
+	o := rt.New(t)
+	d := o.AddBlob(repo, []byte("data"))
+	o.Inject(rt.Order{}, func(http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			_, _ = conn.Write([]byte(r.Header.Get("Authorization") + "\r\n\r\n")) // the client may be gone
+		})
+	})
+	mine := target
+	mine.Authorization = "Bearer " + password
+	_, err := newClient(t, o).Blob(t.Context(), mine, d, 0, -1)
+	e := wantStatus(t, err, 503)
+	for _, err := range []error{err, errors.Unwrap(err), e} {
+		if err != nil {
+			checkSecrets(t, err.Error())
+		}
+	}
+}
+
+// TestDrippingErrorPage: a refusal is told although its page never ends.
+func TestDrippingErrorPage(t *testing.T) {
+	o := rt.New(t)
+	d := o.AddBlob(repo, []byte("data"))
+	release := make(chan struct{})
+	defer close(release)
+	o.Inject(rt.Order{}, rt.Chain(rt.HangAfter(1, release), rt.Answer(404, strings.Repeat("x", 100))))
+	c := newClient(t, o, func(c *Config) { c.StallTimeout = 50 * time.Millisecond })
+	_, err := c.Blob(t.Context(), target, d, 0, -1)
+	wantStatus(t, err, 404)
 }
 
 func TestChallenges(t *testing.T) {

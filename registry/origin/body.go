@@ -27,6 +27,7 @@ type body struct {
 	timer   *time.Timer
 	stall   time.Duration
 	stalled atomic.Bool
+	total   *time.Timer   // nil unless expire was called
 	rate    *rate.Limiter // nil = no limit
 }
 
@@ -58,8 +59,20 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// expire ends the body after d, however much comes. It must not be called
+// while Read is.
+func (b *body) expire(d time.Duration) {
+	if b.total != nil {
+		b.total.Stop()
+	}
+	b.total = time.AfterFunc(d, func() { b.cancel(errStalled) })
+}
+
 func (b *body) Close() error {
 	b.timer.Stop()
+	if b.total != nil {
+		b.total.Stop()
+	}
 	err := b.rc.Close()
 	b.cancel(nil)
 	return err

@@ -2,6 +2,7 @@ package origin
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -164,28 +165,39 @@ func (q *call) redacted(ctx context.Context, err error, auth string) error {
 	err = q.failed(ctx, err)
 	var f *failure
 	if errors.As(err, &f) && auth != "" && !f.answered {
-		f.reg.Message = scrub(f.reg.Message, secretOf(auth))
-		if text := f.cause.Error(); scrub(text, secretOf(auth)) != text {
-			f.cause = nil
+		f.reg.Message = scrub(f.reg.Message, secretsOf(auth)...)
+		if f.cause != nil {
+			if text := f.cause.Error(); scrub(text, secretsOf(auth)...) != text {
+				f.cause = nil
+			}
 		}
 	}
 	return err
 }
 
-func secretOf(auth string) string {
-	_, secret, ok := strings.Cut(auth, " ")
+// secretsOf returns what of an Authorization header nobody may read.
+func secretsOf(auth string) []string {
+	scheme, secret, ok := strings.Cut(auth, " ")
 	if !ok {
-		return auth
+		return []string{auth}
 	}
-	return strings.TrimSpace(secret)
+	secrets := []string{strings.TrimSpace(secret)}
+	if strings.EqualFold(scheme, "basic") {
+		if plain, err := base64.StdEncoding.DecodeString(secrets[0]); err == nil {
+			_, password, _ := strings.Cut(string(plain), ":")
+			secrets = append(secrets, password)
+		}
+	}
+	return secrets
 }
 
 // refusal consumes an answer that is not 2xx and returns its error.
 func (q *call) refusal(resp *http.Response, away bool, auth string) *failure {
 	defer drain(resp)
+	expire(resp, q.e.cfg.StallTimeout)
 	b, _ := readAll(resp.Body, maxErrorBody) // what cannot be read is not needed
 	reg := registry.ParseError(resp.StatusCode, b)
-	reg.Message = scrub(reg.Message, secretOf(auth))
+	reg.Message = scrub(reg.Message, secretsOf(auth)...)
 	reg.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
 	switch {
 	case away && resp.StatusCode < 500 && resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusTooManyRequests:

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"time"
 )
 
 // maxHops bounds the redirects that one request follows.
@@ -49,9 +50,21 @@ func isRedirect(status int) bool {
 	return false
 }
 
+// drainTime bounds how long the rest of a body is waited for: a connection
+// is worth that much, and a body that drips is not.
+const drainTime = 100 * time.Millisecond
+
 // drain closes the body so that its connection can be used again, if little
 // is left of it.
 func drain(resp *http.Response) {
+	expire(resp, drainTime)
 	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10) // if it fails, the connection is given up, no more
 	_ = resp.Body.Close()
+}
+
+// expire ends reading the body after d, however much comes.
+func expire(resp *http.Response, d time.Duration) {
+	if b, ok := resp.Body.(*body); ok {
+		b.expire(d)
+	}
 }

@@ -173,8 +173,7 @@ func mustJSON(v any) []byte {
 }
 
 // Random is an endless source of bytes that do not compress and repeat for
-// the same seed, readable at any offset without holding any. It makes about a
-// byte per CPU cycle.
+// the same seed, readable at any offset without holding any.
 type Random uint64
 
 // ReadAt fills p; it never fails.
