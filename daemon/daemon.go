@@ -36,7 +36,7 @@ type Daemon struct {
 
 // New opens the store and the listeners of a node. The error is a
 // *ConfigError if a setting is wrong. What it opened, Run closes.
-func New(cfg Config) (d *Daemon, err error) {
+func New(cfg Config) (*Daemon, error) {
 	s, err := cfg.settings()
 	if err != nil {
 		return nil, err
@@ -44,34 +44,38 @@ func New(cfg Config) (d *Daemon, err error) {
 	if s.Logger == nil {
 		s.Logger = slog.New(slog.DiscardHandler)
 	}
-	d = &Daemon{cfg: s, log: s.Logger}
-	defer func() {
-		if err != nil {
-			d.close()
-		}
-	}()
-	credentials, err := s.credentials()
-	if err != nil {
+	d := &Daemon{cfg: s, log: s.Logger}
+	if err := d.open(); err != nil {
+		d.close()
 		return nil, err
 	}
+	return d, nil
+}
+
+func (d *Daemon) open() error {
+	s := d.cfg
+	credentials, err := s.credentials()
+	if err != nil {
+		return err
+	}
 	if d.store, err = store.Open(store.Config{Dir: s.DataDir, MaxBytes: s.CacheSize, Logger: d.log}); err != nil {
-		return nil, err
+		return err
 	}
 	if d.client, err = origin.New(origin.Config{
 		Endpoints: s.endpoints, Credentials: credentials, Rate: limiter(s.OriginRate),
 		UserAgent: "shoal/" + s.Version, Logger: d.log,
 	}); err != nil {
-		return nil, err
+		return err
 	}
 	d.fetcher = fetch.New(fetchStore{d.store}, fetch.Config{Logger: d.log, Flights: s.MaxDownloads})
 	if d.mirror, err = listen("listen", s.Listen); err != nil {
-		return nil, err
+		return err
 	}
 	if d.admin, err = listen("admin-listen", s.AdminListen); err != nil {
-		return nil, err
+		return err
 	}
 	d.metrics = newMetrics(d)
-	return d, nil
+	return nil
 }
 
 func listen(setting, addr string) (net.Listener, error) {
