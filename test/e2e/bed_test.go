@@ -24,12 +24,13 @@ type bed struct {
 	image    *Image
 }
 
-func newBed(t *testing.T, make func() (*Image, error)) *bed {
+func newBed(t *testing.T, make func() (*Image, error), extra ...string) *bed {
 	t.Helper()
 	b := bedWithout(t, make)
 	b.daemon = b.node.StartDaemon(t, DaemonConfig{
 		Registries:      []string{upstream + "=" + b.registry.Origin.URL()},
 		DefaultRegistry: upstream,
+		Extra:           extra,
 	})
 	return b
 }
@@ -88,6 +89,8 @@ func (b *bed) originSentOnce(t *testing.T) {
 			t.Errorf("the origin sent %d of the %d bytes of %s: where did the rest come from?", sent, d.Size, d.Digest)
 		}
 	}
+	t.Logf("the origin answered %d requests with %d bytes; the image has %d",
+		len(b.registry.Origin.Requests(t, ForContent)), b.registry.Origin.Bytes(t), b.image.Payload())
 	for _, d := range b.image.AllBlobs {
 		if sent := b.registry.Origin.Bytes(t, ForBlob(d.Digest)); float64(sent) > 1.02*float64(d.Size) {
 			t.Errorf("the origin sent %d bytes of %s, which has %d", sent, d.Digest, d.Size)

@@ -28,7 +28,8 @@ const LargeLayer = 17 << 20
 type Image struct {
 	// Digest is what a tag resolves to: an index or a manifest.
 	Digest string
-	// Manifests are all manifests, the index first if there is one.
+	// Manifests are all manifests: the index if there is one, the manifest for
+	// this machine's platform, others.
 	Manifests []Descriptor
 	// Blobs are the config and the layers for this machine's platform.
 	Blobs []Descriptor
@@ -46,11 +47,12 @@ type Descriptor struct {
 	Size      int64 // bytes
 }
 
-// Payload is the number of bytes of a pull for this machine's platform:
+// Payload is the number of bytes of a pull for this machine's platform: the
 // manifests that lead to it, config and layers.
 func (img *Image) Payload() int64 {
 	var sum int64
-	for _, d := range img.Manifests {
+	// At most the index and the first of its manifests, which is ours.
+	for _, d := range img.Manifests[:min(2, len(img.Manifests))] {
 		sum += d.Size
 	}
 	for _, d := range img.Blobs {

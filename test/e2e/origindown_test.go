@@ -6,7 +6,9 @@ import "testing"
 // away. Others with nothing of their own then pull the same.
 func TestOriginDown(t *testing.T) {
 	eachRelease(t, func(t *testing.T, release Release) {
-		b := newBed(t, MultiPlatform)
+		// Tags are forgotten at once, so that the second pull has to ask the
+		// origin in vain before the old answer serves.
+		b := newBed(t, MultiPlatform, "--tag-ttl", "1ms")
 		first := b.containerd(t, release, "first", ContainerdOptions{}, b.daemon.URL())
 		b.pullsAndHolds(t, first, withCRI, byTag())
 		b.registry.Stop(t)

@@ -20,8 +20,9 @@ const (
 	// startLimit bounds how long a process may take until it is ready. A cold
 	// containerd on two busy cores needs a few seconds.
 	startLimit = 60 * time.Second
-	// stopLimit bounds how long a process may take to go after SIGTERM.
-	stopLimit = 15 * time.Second
+	// stopLimit bounds how long a process may take to go after SIGTERM. The daemon
+	// gives what it is serving 20 s.
+	stopLimit = 30 * time.Second
 	// pollEvery is the distance between two looks at a condition.
 	pollEvery = 20 * time.Millisecond
 	// logTail is how much of a process's log a failed test prints, in bytes.
