@@ -236,3 +236,47 @@ func TestClientCertificate(t *testing.T) {
 		t.Error("the store saw the client certificate")
 	}
 }
+
+// TestSendKeepsTheRule: whatever the callers of send forget.
+func TestSendKeepsTheRule(t *testing.T) {
+	evil := rt.New(t)
+	c := newClient(t, rt.New(t), alice)
+	e := c.endpoints[host]
+	there := "http://" + elsewhere(t, c, evil) + "/v2/"
+	for _, p := range []purpose{forAPI, forToken} {
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, there, nil)
+		req.SetBasicAuth(user, password)
+		resp, err := e.send(req, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		drain(resp)
+		req, _ = http.NewRequestWithContext(t.Context(), http.MethodPost, there, strings.NewReader("password="+password))
+		if resp, err := e.send(req, p); err == nil {
+			t.Error("a body with a password was sent")
+			drain(resp)
+		}
+	}
+	if n := len(evil.Requests()); n != 2 {
+		t.Errorf("%d requests, want the two without a body", n)
+	}
+	wantNoSecrets(t, evil)
+}
+
+// TestTokenRedirectStrips: another server that could be a realm of its own is
+// not given what was meant for the first.
+func TestTokenRedirectStrips(t *testing.T) {
+	other := rt.New(t, rt.WithAuth(aliceOnly()))
+	auth := aliceOnly()
+	auth.NoPost = true
+	o := rt.New(t, rt.WithAuth(auth))
+	d := o.AddBlob(repo, []byte("data"))
+	o.Inject(rt.Order{Kind: rt.Token, Method: http.MethodGet}, rt.Redirect(other.URL()+"/token"))
+	if _, err := newClient(t, o, alice, allowing(other.Host())).HeadBlob(t.Context(), target, d); err == nil {
+		t.Error("a token of another registry was good")
+	}
+	if n := other.Count(rt.Token); n == 0 {
+		t.Error("the redirect was not followed")
+	}
+	wantNoSecrets(t, other)
+}
