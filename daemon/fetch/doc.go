@@ -120,6 +120,9 @@ var (
 	ErrDigest      = errors.New("digest mismatch")
 )
 
+// errSize says that sources disagree on how long a blob is.
+var errSize = errors.New("sizes differ")
+
 // ErrUnproven is the error of Open when the blob is here but the request did
 // not say that the origin lets its caller have it.
 var ErrUnproven = errors.New("the caller's permission is not proven")

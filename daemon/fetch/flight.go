@@ -222,27 +222,52 @@ func (fl *flight) download(ctx context.Context, want int64) error {
 	if blob, err := store.Blob(fl.digest); err == nil {
 		return errors.Join(errGone, blob.Close()) // it came while we were waiting
 	}
-	var first *opened
-	size, pending := store.Pending(fl.digest)
-	if !pending {
-		// Without the size the piece length is unknown, but every piece
-		// length divides the longest one.
-		var err error
-		if first, err = fl.open(ctx, want-want%piece.MaxLength, -1); err != nil {
+	if size, pending := store.Pending(fl.digest); pending {
+		done, err := fl.resume(ctx, size, want)
+		if done || err != nil {
 			return err
 		}
-		size = first.Size()
 	}
-	partial, err := store.Partial(fl.digest, size)
+	// Without the size the piece length is unknown, but every piece length
+	// divides the longest one.
+	first, err := fl.open(ctx, want-want%piece.MaxLength, -1)
 	if err != nil {
-		return fl.goDirect(err, size, 0, fl.digest.Algorithm().Hash(), first)
+		return err
 	}
-	return fl.finish(partial, fl.fill(ctx, partial, size, want, first), size)
+	partial, err := store.Partial(fl.digest, first.Size())
+	if err != nil {
+		return fl.goDirect(err, first.Size(), 0, fl.digest.Algorithm().Hash(), first)
+	}
+	return fl.finish(partial, fl.fill(ctx, partial, planFor(partial, first.Size()), want, first))
 }
 
-// fill brings the pieces and verifies the blob. It returns when both are
-// done, or one failed.
-func (fl *flight) fill(ctx context.Context, partial Partial, size, want int64, first *opened) error {
+// resume goes on with what is left from before. It reports false if that is
+// of no use: the origin says that the blob has another size.
+func (fl *flight) resume(ctx context.Context, size, want int64) (done bool, err error) {
+	partial, err := fl.fetcher.store.Partial(fl.digest, size)
+	if err != nil {
+		return false, nil // to be found out again, with a stream at hand
+	}
+	p := planFor(partial, size)
+	var first *opened
+	// Before anybody is told the size, the origin confirms it, or else the
+	// digest does.
+	if i := p.missing(want); i < p.layout.Count() {
+		off, _ := p.layout.Span(i)
+		if first, err = fl.open(ctx, off, -1); err != nil {
+			return false, errors.Join(err, partial.Close())
+		}
+		if first.Size() != size {
+			first.Close()
+			fl.drop(partial)
+			return false, nil
+		}
+	}
+	return true, fl.finish(partial, fl.fill(ctx, partial, p, want, first))
+}
+
+// planFor returns the plan for what a partial lacks.
+func planFor(partial Partial, size int64) *plan {
 	p := newPlan(piece.NewLayout(size))
 	for i := range p.layout.Count() {
 		if partial.Has(i) {
@@ -251,26 +276,20 @@ func (fl *flight) fill(ctx context.Context, partial Partial, size, want int64, f
 			p.claimed.Add(i)
 		}
 	}
+	return p
+}
+
+// fill brings the pieces and verifies the blob. It returns when both are
+// done, or one failed.
+func (fl *flight) fill(ctx context.Context, partial Partial, p *plan, want int64, first *opened) error {
 	group, ctx := errgroup.WithContext(ctx)
 	fl.mu.Lock()
-	fl.size, fl.plan, fl.partial = size, p, partial
+	fl.size, fl.plan, fl.partial = p.layout.Size(), p, partial
 	fl.group, fl.groupCtx = group, ctx
 	fl.begin = true
-	if first != nil {
-		want = first.pos
-	}
-	if want >= size {
-		want = 0
-	}
-	r := p.start(p.layout.Index(want))
-	if r != nil {
-		fl.spawn(r, first)
-	}
+	fl.start(want, first)
 	fl.notify()
 	fl.mu.Unlock()
-	if r == nil && first != nil {
-		first.Close()
-	}
 	group.Go(func() error {
 		err := partial.Verify(ctx)
 		fl.mu.Lock()
@@ -283,8 +302,25 @@ func (fl *flight) fill(ctx context.Context, partial Partial, size, want int64, f
 	return group.Wait()
 }
 
+// start sets the first workers on what is missing, with the stream that is
+// open, and on what is to be rechecked. The caller holds mu.
+func (fl *flight) start(want int64, first *opened) {
+	if first != nil {
+		if r := fl.plan.start(fl.plan.layout.Index(min(first.pos, fl.size))); r != nil {
+			fl.spawn(r, first)
+		} else {
+			first.Close()
+		}
+	}
+	if fl.plan.claimed.Count() > 0 {
+		if r := fl.plan.start(fl.plan.layout.Index(min(want, fl.size))); r != nil {
+			fl.spawn(r, nil)
+		}
+	}
+}
+
 // finish settles what becomes of the unfinished blob.
-func (fl *flight) finish(partial Partial, err error, size int64) error {
+func (fl *flight) finish(partial Partial, err error) error {
 	log := fl.fetcher.cfg.Logger
 	fl.mu.Lock()
 	fl.settling = true
@@ -308,7 +344,12 @@ func (fl *flight) finish(partial Partial, err error, size int64) error {
 			offset, h = 0, fl.digest.Algorithm().Hash()
 		}
 		fl.drop(partial)
-		return fl.goDirect(err, size, offset, h, nil)
+		return fl.goDirect(err, fl.size, offset, h, nil)
+	case errors.Is(err, errSize):
+		// Which of them is wrong cannot be told; what is kept must not
+		// stand in the way of the next attempt.
+		fl.drop(partial)
+		return err
 	default:
 		if closeErr := partial.Close(); closeErr != nil {
 			log.Warn("unfinished blob is not kept", "digest", fl.digest, "err", closeErr)

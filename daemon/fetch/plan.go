@@ -46,6 +46,19 @@ func (p *plan) next(i int) *run {
 	return p.begin(j, p.layout.Count())
 }
 
+// missing returns the first piece from the one at off on, going round, that
+// must be fetched, or Count if there is none.
+func (p *plan) missing(off int64) int {
+	n := p.layout.Count()
+	from := p.layout.Index(min(off, p.layout.Size()))
+	for k := range n {
+		if i := (from + k) % n; !p.have.Has(i) && !p.claimed.Has(i) {
+			return i
+		}
+	}
+	return n
+}
+
 // startAt begins a run at piece i exactly, if it is missing. From a run that
 // has i before it, it takes i and what follows. It returns nil if i is there
 // or is what a run is working on.

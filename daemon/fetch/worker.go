@@ -161,7 +161,7 @@ func (fl *flight) admit(src *boarded, s Stream, off int64) error {
 		return fmt.Errorf("blob %s: %s sends bytes from %d of %d instead of %d", fl.digest, src.Key(), s.Offset(), s.Size(), off)
 	case fl.begin && s.Size() != fl.size:
 		s.Close()
-		return fmt.Errorf("blob %s: %s says that it has %d bytes, not %d", fl.digest, src.Key(), s.Size(), fl.size)
+		return fmt.Errorf("blob %s: %w: %s says %d bytes, not %d", fl.digest, errSize, src.Key(), s.Size(), fl.size)
 	}
 	if s.Offset() < off {
 		fl.single = true

@@ -45,7 +45,8 @@ type Origin interface {
 	HeadManifest(ctx context.Context, c Caller, repo registry.Repository, ref string, accept []string) (Descriptor, error)
 	// HeadBlob asks for the size of a blob, in bytes.
 	HeadBlob(ctx context.Context, c Caller, repo registry.Repository, d digest.Digest) (int64, error)
-	// Pass gets path below the repository. Only a 2xx is no error.
+	// Pass gets path below the repository. Only a 2xx is no error; its body
+	// is bounded.
 	Pass(ctx context.Context, c Caller, repo registry.Repository, path string, query url.Values, header http.Header) (*http.Response, error)
 	// Unavailable reports whether err says that the origin cannot be asked,
 	// rather than that it refuses.

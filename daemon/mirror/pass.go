@@ -10,11 +10,6 @@ import (
 	"github.com/shoalproject/shoal/registry"
 )
 
-// maxPassed bounds the body of an answer that is passed on, in bytes. The
-// distribution specification bounds a referrers list like a manifest; lists
-// of tags are longer.
-const maxPassed = 16 << 20
-
 // passed are the headers of an answer that are passed on.
 var passed = []string{"Content-Type", "Oci-Filters-Applied", "Oci-Tag"}
 
@@ -37,10 +32,7 @@ func (c *call) pass(ctx context.Context) (cut bool) {
 		return false
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxPassed+1))
-	if err == nil && len(body) > maxPassed {
-		err = &registry.Error{Status: http.StatusBadGateway, Code: registry.CodeUnavailable, Message: "the origin's answer is too long"}
-	}
+	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		c.fail(err)
 		return false

@@ -189,8 +189,10 @@ func (s *Store) forget(e *entry, why string) {
 		return
 	}
 	s.stats.Corruptions++
-	err := s.removeFilesLocked(e)
-	s.log.Error("blob is lost or rotten; evicted", "digest", e.digest, "bytes", e.size, "cause", why, "unlink_error", err)
+	s.log.Error("blob is lost or rotten; evicted", "digest", e.digest, "bytes", e.size, "cause", why)
+	if err := s.removeFilesLocked(e); err != nil {
+		s.log.Error("files of a rotten blob stay behind", "digest", e.digest, "err", err)
+	}
 }
 
 // Evict removes the complete blob d. Handles that are open stay readable.

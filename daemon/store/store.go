@@ -131,7 +131,7 @@ func openOn(fsys fileSystem, cfg Config) (*Store, error) {
 	// The quota may have shrunk since the last run. What cannot be evicted
 	// now is evicted when room is made the next time.
 	if err := s.makeRoomLocked(0); err != nil {
-		s.log.Warn("store is over its quota", "dir", s.dir, "error", err)
+		s.log.Warn("store is over its quota", "dir", s.dir, "err", err)
 	}
 	return s, nil
 }
@@ -310,7 +310,7 @@ func (s *Store) writeFailedLocked(doing string, err error) error {
 	if isDiskTrouble(err) {
 		s.noteTrouble(err)
 		s.stats.WriteErrors++
-		s.log.Error("disk failed a write; passing through for a while", "doing", doing, "error", err, "for", refusal)
+		s.log.Error("disk failed a write; passing through for a while", "doing", doing, "err", err, "for", refusal)
 	}
 	return fmt.Errorf("%w: %s: %w", ErrUnavailable, doing, err)
 }

@@ -242,7 +242,7 @@ func (q *call) repeat(ctx context.Context, try func() error) error {
 		if err == nil || n == maxAttempts || isDown(err) || !shouldRetry(err) {
 			return err
 		}
-		q.e.cfg.Logger.Debug("asking the origin again", "call", q.String(), "attempt", n, "error", err)
+		q.e.cfg.Logger.Debug("asking the origin again", "call", q.String(), "attempt", n, "err", err)
 		if err := q.pause(ctx, n); err != nil {
 			return err
 		}

@@ -143,7 +143,7 @@ func (s *Stream) reopen() error {
 				return err
 			}
 		}
-		s.q.e.cfg.Logger.Debug("resuming from the origin", "call", s.q.String(), "at", s.pos, "error", s.cause)
+		s.q.e.cfg.Logger.Debug("resuming from the origin", "call", s.q.String(), "at", s.pos, "err", s.cause)
 		err := s.open()
 		if err == nil {
 			return nil

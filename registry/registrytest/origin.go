@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -70,8 +69,16 @@ func WithAuth(a Auth) Option { return func(c *config) { c.auth = &a } }
 // WithTokenServer gives tokens at a server (and port) of their own.
 func WithTokenServer() Option { return func(c *config) { c.tokensAway = true } }
 
+// TB is what New needs of a testing.TB. That package stays out of programs
+// that Start an origin, such as the demonstration.
+type TB interface {
+	Helper()
+	Fatalf(format string, args ...any)
+	Cleanup(func())
+}
+
 // New starts an origin that is closed at the end of the test.
-func New(tb testing.TB, opts ...Option) *Origin {
+func New(tb TB, opts ...Option) *Origin {
 	tb.Helper()
 	o, err := Start(opts...)
 	if err != nil {
