@@ -1,0 +1,161 @@
+package bed
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Daemon is a running `shoal daemon`.
+type Daemon struct {
+	*Process
+	// Addr and Admin are HOST:PORT of the mirror and of the admin endpoints.
+	Addr, Admin string
+	// DataDir goes when the daemon is stopped by Discard.
+	DataDir string
+}
+
+// StartDaemon runs a daemon with an empty data directory, in front of one
+// origin that all requests go to; more flags come last. It returns when it is
+// ready.
+func (b *Bed) StartDaemon(at Place, origin string, flags ...string) (*Daemon, error) {
+	dir, err := b.NewDir("data")
+	if err != nil {
+		return nil, err
+	}
+	// A namespace cannot be reached from here, so that the admin endpoints
+	// listen on a port and readiness is seen by what listens there.
+	ports, err := at.ports(3)
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{Addr: ports[0], Admin: ports[1], DataDir: dir}
+	args := []string{"daemon",
+		"--listen", d.Addr, "--admin-listen", d.Admin, "--data-dir", dir, "--auth", "open",
+		"--registry", "bench.example=http://" + origin, "--default-registry", "bench.example",
+		"--log-level", "warn"}
+	if d.Process, err = b.start(at, b.Shoal, append(args, flags...)...); err != nil {
+		return nil, err
+	}
+	return d, d.waitReady(func() error { return listens(d.Process, d.Admin, at) })
+}
+
+// Discard stops the daemon and removes its data.
+func (d *Daemon) Discard() error {
+	if err := d.Stop(); err != nil {
+		return err
+	}
+	return os.RemoveAll(d.DataDir)
+}
+
+// Registry is Debian's docker-registry.
+type Registry struct {
+	*Process
+	Addr string
+}
+
+const registryConfig = `version: 0.1
+log: {accesslog: {disabled: true}, level: error}
+storage: {filesystem: {rootdirectory: %s}}
+http: {addr: "%s"}
+`
+
+// StartRegistry runs a registry on what is in a directory.
+func (b *Bed) StartRegistry(at Place, root string) (*Registry, error) {
+	ports, err := at.ports(1)
+	if err != nil {
+		return nil, err
+	}
+	r := &Registry{Addr: ports[0]}
+	dir, err := b.NewDir("registry")
+	if err != nil {
+		return nil, err
+	}
+	config := filepath.Join(dir, "config.yml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, registryConfig, root, r.Addr), 0o600); err != nil {
+		return nil, err
+	}
+	if r.Process, err = b.start(at, DockerRegistry.Program, "serve", config); err != nil {
+		return nil, err
+	}
+	return r, r.waitReady(func() error { return listens(r.Process, r.Addr, at) })
+}
+
+// NginxServer serves a directory.
+type NginxServer struct {
+	*Process
+	Addr string
+}
+
+// The workers stay root, who owns the files. Otherwise these are the settings
+// that nginx's own guide gives for content on disk.
+const nginxConfig = `daemon off;
+user root;
+worker_processes auto;
+pid %[1]s/pid;
+error_log %[1]s/error.log;
+events { worker_connections 1024; }
+http {
+	access_log off;
+	sendfile on;
+	tcp_nopush on;
+	keepalive_requests 1000000;
+	default_type application/octet-stream;
+	client_body_temp_path %[1]s/body;
+	proxy_temp_path %[1]s/proxy;
+	fastcgi_temp_path %[1]s/fastcgi;
+	uwsgi_temp_path %[1]s/uwsgi;
+	scgi_temp_path %[1]s/scgi;
+	server { listen %[2]s; root %[3]s; }
+}
+`
+
+// StartNginx serves the files in root.
+func (b *Bed) StartNginx(at Place, root string) (*NginxServer, error) {
+	ports, err := at.ports(1)
+	if err != nil {
+		return nil, err
+	}
+	n := &NginxServer{Addr: ports[0]}
+	dir, err := b.NewDir("nginx")
+	if err != nil {
+		return nil, err
+	}
+	config := filepath.Join(dir, "nginx.conf")
+	if err := os.WriteFile(config, fmt.Appendf(nil, nginxConfig, dir, n.Addr, root), 0o600); err != nil {
+		return nil, err
+	}
+	if n.Process, err = b.start(at, Nginx.Program, "-p", dir, "-c", config); err != nil {
+		return nil, err
+	}
+	return n, n.waitReady(func() error { return listens(n.Process, n.Addr, at) })
+}
+
+var probe = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+
+// listens is nil once the server accepts connections. Into a namespace it
+// looks by the list of its sockets, so that nothing has to run there.
+func listens(p *Process, addr string, at Place) error {
+	if at.Netns == "" {
+		resp, err := probe.Get("http://" + addr + "/")
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
+	}
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", p.Pid()))
+	if err != nil {
+		return err
+	}
+	tcp, err := net.ResolveTCPAddr("tcp4", addr)
+	if err != nil {
+		return err
+	}
+	if !listening(string(table), tcp) {
+		return fmt.Errorf("nothing listens at %s", addr)
+	}
+	return nil
+}

@@ -1,0 +1,47 @@
+package load
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoalproject/shoal/registry/registrytest"
+)
+
+func TestPull(t *testing.T) {
+	o := registrytest.New(t)
+	img := o.AddImage("a/b", "v1", []byte("one"), []byte(strings.Repeat("two", 1<<20)))
+	got, err := Pull(t.Context(), o.URL(), "a/b", "v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := img.Manifest.Size + img.Config.Size + 3 + 3<<20; got.Bytes != want || got.Requests != 5 {
+		t.Errorf("got %+v, want %d bytes in 5 requests", got, want)
+	}
+	o.Inject(registrytest.Order{Digest: img.Layers[1].Digest}, registrytest.Flip(1<<20))
+	if _, err := Pull(t.Context(), o.URL(), "a/b", "v1"); err == nil {
+		t.Error("wrong bytes were not noticed")
+	}
+}
+
+func TestDiscard(t *testing.T) {
+	body := strings.Repeat("0123456789abcdef", 1<<17)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/x" {
+			http.NotFound(w, r)
+			return
+		}
+		http.ServeContent(w, r, "", time.Time{}, strings.NewReader(body))
+	}))
+	defer s.Close()
+	addr := s.Listener.Addr().String()
+	got, err := Discard(t.Context(), addr, "/x", 3, 0)
+	if err != nil || got.Bytes != 3*int64(len(body)) || got.Requests != 3 {
+		t.Errorf("got %+v, %v; want %d bytes in 3 requests", got, err, 3*len(body))
+	}
+	if _, err := Discard(t.Context(), addr, "/y", 1, 0); err == nil {
+		t.Error("404 is no error")
+	}
+}

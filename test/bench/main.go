@@ -1,0 +1,199 @@
+// Command bench measures the figures that Shoal promises, contenders side by
+// side in one run, and prints them as a table. README.md says how to read it.
+//
+// It exits with 0 if every figure is reached, 1 if one is missed or could not
+// be measured, and 2 for bad usage.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/shoalproject/shoal/test/bench/bed"
+	"github.com/shoalproject/shoal/test/bench/netns"
+	"github.com/shoalproject/shoal/test/bench/report"
+	"github.com/shoalproject/shoal/test/bench/rows"
+)
+
+// What is started dies with the thread that started it; the main one lasts.
+func init() { runtime.LockOSThread() }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:])
+	stop()
+	os.Exit(code)
+}
+
+func run(ctx context.Context, args []string) int {
+	if len(args) > 0 && args[0] == "client" {
+		return client(ctx, args[1:])
+	}
+	conf, err := parse(args)
+	if err == flag.ErrHelp {
+		return 0
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 2
+	}
+	rep, err := conf.measure(ctx)
+	if err == nil {
+		err = conf.print(rep)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		return 1
+	}
+	if !rep.Good() {
+		return 1
+	}
+	return 0
+}
+
+type config struct {
+	rows.Options
+	rows []rows.Row
+	json string
+}
+
+func parse(args []string) (*config, error) {
+	c := &config{Options: rows.Options{Log: os.Stderr}}
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	list := fs.String("rows", "5,6,9", "`rows` to measure")
+	fs.IntVar(&c.Runs, "runs", 5, "`number` of runs of each contender")
+	fs.StringVar(&c.Only, "only", "", "only the lines whose name contains this `text`")
+	fs.StringVar(&c.json, "json", "", "write the results to this `file` too, - for the standard output instead of the table")
+	fs.StringVar(&c.Dir, "dir", "", "`directory` to work in, on the disk that is to be measured (default the system's for temporary files)")
+	fs.StringVar(&c.Shoal, "shoal", "", "`binary` under test (default built from the repository)")
+	quick := fs.Bool("quick", false, "small sizes and 2 runs: whether it works, not how fast it is")
+	layer := fs.Int64("layer", 256, "`MiB` of the large layer of rows 5 and 6")
+	rate := fs.Float64("rate", 200, "`Mbit/s` of the link of row 5")
+	fs.DurationVar(&c.HitTime, "hit-time", 3*time.Second, "`time` of a run of row 6")
+	conns := fs.String("connections", "1,4", "`numbers` of connections of row 6")
+	passing := fs.Int64("passing", 100, "`GiB` of the layer of row 9 that passes the store; 0 for none")
+	stored := fs.Int64("stored", 16, "`GiB` of the layer of row 9 that goes into the store; 0 for none")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if fs.NArg() > 0 {
+		return nil, fmt.Errorf("what is %q?", fs.Arg(0))
+	}
+	if *quick {
+		given := map[string]bool{}
+		fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+		for name, set := range map[string]func(){
+			"runs": func() { c.Runs = 2 }, "layer": func() { *layer = 64 }, "hit-time": func() { c.HitTime = time.Second },
+			"passing": func() { *passing = 4 }, "stored": func() { *stored = 4 },
+		} {
+			if !given[name] {
+				set()
+			}
+		}
+	}
+	c.Layer, c.Rate, c.Passing, c.Stored = *layer<<20, netns.Rate(*rate*float64(netns.Mbit)), *passing<<30, *stored<<30
+	for name, v := range map[string]int64{"runs": int64(c.Runs), "layer": c.Layer, "rate": int64(c.Rate), "hit-time": int64(c.HitTime)} {
+		if v <= 0 {
+			return nil, fmt.Errorf("--%s must be more than 0", name)
+		}
+	}
+	var err error
+	if c.Connections, err = numbers(*conns); err != nil {
+		return nil, fmt.Errorf("--connections: %w", err)
+	}
+	wanted, err := numbers(*list)
+	if err != nil {
+		return nil, fmt.Errorf("--rows: %w", err)
+	}
+	c.rows, err = choose(wanted)
+	return c, err
+}
+
+func numbers(s string) ([]int, error) {
+	var out []int
+	for f := range strings.SplitSeq(s, ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(f))
+		if err != nil || n < 1 {
+			return nil, fmt.Errorf("%q is not a number from 1", f)
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+func choose(ids []int) ([]rows.Row, error) {
+	var out []rows.Row
+next:
+	for _, id := range ids {
+		for _, r := range rows.All {
+			if r.ID == id {
+				out = append(out, r)
+				continue next
+			}
+		}
+		return nil, fmt.Errorf("--rows: there is no row %d here", id)
+	}
+	return out, nil
+}
+
+func (c *config) measure(ctx context.Context) (*report.Report, error) {
+	if c.Shoal == "" {
+		dir, err := os.MkdirTemp("", "shoal-build-")
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir)
+		if c.Shoal, err = bed.Build(dir); err != nil {
+			return nil, err
+		}
+	}
+	rep := &report.Report{Started: time.Now(), Machine: machine()}
+	for _, r := range c.rows {
+		rep.Results = append(rep.Results, r.Run(ctx, c.Options)...)
+	}
+	return rep, nil
+}
+
+func (c *config) print(rep *report.Report) error {
+	if c.json == "-" {
+		return rep.WriteJSON(os.Stdout)
+	}
+	if c.json != "" {
+		f, err := os.Create(c.json)
+		if err != nil {
+			return err
+		}
+		if err := rep.WriteJSON(f); err != nil {
+			f.Close()
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return rep.WriteTable(os.Stdout)
+}
+
+func machine() report.Machine {
+	m := report.Machine{CPU: "unknown CPU", Cores: runtime.NumCPU(), Go: runtime.Version()}
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
+				m.CPU = strings.TrimSpace(v)
+				break
+			}
+		}
+	}
+	if b, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
+		m.Kernel = strings.TrimSpace(string(b))
+	}
+	return m
+}

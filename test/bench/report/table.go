@@ -1,0 +1,91 @@
+package report
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+)
+
+// WriteTable writes the report for people: per line one row of text for each
+// contender, with the figure beside the first.
+func (r *Report) WriteTable(w io.Writer) error {
+	if _, err := fmt.Fprintf(w, "%s, %d cores, Linux %s, %s\n\n", r.Machine.CPU, r.Machine.Cores, r.Machine.Kernel, r.Machine.Go); err != nil {
+		return err
+	}
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "row\tline\tcontender\tmedian\tmin–max\truns\tfigure\tmin–max\treach\tverdict\tbesides")
+	for _, res := range r.Results {
+		res.writeRows(tw)
+	}
+	return tw.Flush()
+}
+
+func (r Result) writeRows(w io.Writer) {
+	if len(r.Contenders) == 0 {
+		fmt.Fprintf(w, "%d\t%s\t\t\t\t\t\t\t%s\t%s\t\n", r.Row, r.Line, r.reach(), r.Verdict())
+	}
+	for i, c := range r.Contenders {
+		row, line, figure := "", "", "\t\t\t"
+		if i == 0 {
+			row, line = fmt.Sprint(r.Row), r.Line
+			f := r.Figure()
+			figure = strings.Join([]string{r.number(f.Median), r.number(f.Min) + "–" + r.number(f.Max), r.reach(), string(r.Verdict())}, "\t")
+		}
+		s := SpreadOf(c.values())
+		fmt.Fprintf(w, "%s\t%s\t%s\t%.*f %s\t%.*f–%.*f\t%d\t%s\t%s\n", row, line, c.Name,
+			digits(s.Median), s.Median, r.Unit, digits(s.Median), s.Min, digits(s.Median), s.Max, len(c.Samples), figure, c.notes())
+	}
+	if r.Err != "" {
+		fmt.Fprintf(w, "\t%s\t\t\t\t\t\t\t\t\t\n", "error: "+strings.ReplaceAll(r.Err, "\n", "; "))
+	}
+}
+
+// number formats a figure: ratios, which are near 1, to three digits.
+func (r Result) number(f float64) string {
+	if len(r.Contenders) >= 2 {
+		return fmt.Sprintf("%.3f", f)
+	}
+	return fmt.Sprintf("%.*f", digits(f), f)
+}
+
+func (r Result) reach() string {
+	if r.Goal == nil {
+		return ""
+	}
+	sign := "≤"
+	if r.Goal.AtLeast {
+		sign = "≥"
+	}
+	return fmt.Sprintf("%s %g", sign, r.Goal.Bound)
+}
+
+// notes are the medians of what was measured besides.
+func (c Contender) notes() string {
+	if len(c.Samples) == 0 {
+		return ""
+	}
+	var out []string
+	for i, n := range c.Samples[0].Notes {
+		var v []float64
+		for _, s := range c.Samples {
+			if i < len(s.Notes) {
+				v = append(v, s.Notes[i].Value)
+			}
+		}
+		n.Value = SpreadOf(v).Median
+		out = append(out, n.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+// digits is how many decimals show what a noisy measurement is good for.
+func digits(v float64) int {
+	switch {
+	case v >= 100:
+		return 0
+	case v >= 10:
+		return 1
+	}
+	return 2
+}
