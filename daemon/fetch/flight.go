@@ -420,14 +420,14 @@ func (v *view) copied(off, end int64) {
 }
 
 // available waits until the bytes at off can be read and returns where they
-// end.
+// end. At the end of the blob it waits until all of it is verified.
 func (fl *flight) available(ctx context.Context, v *view, off int64) (end int64, err error) {
 	for {
 		fl.mu.Lock()
 		end, err = fl.look(v, off)
-		changed := fl.changed
+		changed, verified := fl.changed, fl.verified
 		fl.mu.Unlock()
-		if err != nil || end > off {
+		if err != nil || end > off || verified {
 			return end, err
 		}
 		select {

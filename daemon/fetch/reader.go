@@ -39,17 +39,22 @@ func (r *Reader) Close() error {
 	return err
 }
 
-// Wait returns nil when the byte at off can be read, and an error if it never
-// will be or ctx is done.
+// Wait returns nil when the byte at off can be read, or, for the end of the
+// blob, when all of it is verified. It returns an error if that will never be
+// or ctx is done.
 func (r *Reader) Wait(ctx context.Context, off int64) error {
 	if r.blob != nil {
 		return nil
 	}
 	_, err := r.flight.available(ctx, &r.view, off)
-	if errors.Is(err, errDirect) {
+	switch {
+	case !errors.Is(err, errDirect):
+		return err
+	case r.size == 0 && r.req.Digest.Algorithm().FromBytes(nil) != r.req.Digest:
+		return &BadBlobError{Digest: r.req.Digest, Source: r.req.Source.Key(), Err: errors.New("it is empty")}
+	default:
 		return nil // there is an origin to read it from
 	}
-	return err
 }
 
 // CopyRange writes the bytes [off, off+n) of the blob to w, as they come.

@@ -55,7 +55,8 @@ func (c *call) blob(ctx context.Context) (cut bool) {
 // still be said.
 func (c *call) wait(ctx context.Context, body Reader, part span) (ready bool, err error) {
 	if part.n == 0 {
-		return true, nil
+		// Headers alone would already be all of the empty blob.
+		return true, body.Wait(ctx, 0)
 	}
 	soon, cancel := context.WithTimeout(ctx, c.cfg.HeaderWait)
 	defer cancel()

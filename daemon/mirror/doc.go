@@ -95,7 +95,8 @@ type Request struct {
 // Reader reads content.
 type Reader interface {
 	Size() int64
-	// Wait returns when the byte at off can be read, or never will be.
+	// Wait returns when the byte at off can be read, or never will be. Of
+	// empty content it waits for the proof that it is to be empty.
 	Wait(ctx context.Context, off int64) error
 	// CopyRange writes n bytes from off to w as they come. When it fails,
 	// the last byte of the content was not written.
