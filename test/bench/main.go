@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -38,10 +39,12 @@ func run(ctx context.Context, args []string) int {
 		return client(ctx, args[1:])
 	}
 	conf, err := parse(args)
-	if err == flag.ErrHelp {
+	switch {
+	case errors.Is(err, flag.ErrHelp): // is errFlags too
 		return 0
-	}
-	if err != nil {
+	case errors.Is(err, errFlags):
+		return 2
+	case err != nil:
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 2
 	}
@@ -58,6 +61,9 @@ func run(ctx context.Context, args []string) int {
 	}
 	return 0
 }
+
+// errFlags is a wrong flag, of which package flag has said what is wrong.
+var errFlags = errors.New("bad flags")
 
 type config struct {
 	rows.Options
@@ -82,7 +88,7 @@ func parse(args []string) (*config, error) {
 	passing := fs.Int64("passing", 100, "`GiB` of the layer of row 9 that passes the store; 0 for none")
 	stored := fs.Int64("stored", 16, "`GiB` of the layer of row 9 that goes into the store; 0 for none")
 	if err := fs.Parse(args); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errFlags, err)
 	}
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("what is %q?", fs.Arg(0))
