@@ -38,7 +38,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
-	fmt.Fprintf(stderr, "%s: %v\n", cmd.CommandPath(), err)
+	// Libraries spread some errors over lines; a user gets one.
+	fmt.Fprintf(stderr, "%s: %s\n", cmd.CommandPath(), strings.Join(strings.Fields(err.Error()), " "))
 	var setting *daemon.ConfigError
 	var usage *usageError
 	if errors.As(err, &setting) || errors.As(err, &usage) {

@@ -46,7 +46,8 @@ type opened struct {
 // worker fills runs of pieces from one stream after another.
 type worker struct {
 	flight  *flight
-	*opened // nil if no stream is open
+	*opened             // nil if no stream is open
+	out     PieceWriter // of the piece that is being written, or nil
 }
 
 // work fills r and then whatever is nobody's, until there is nothing left.
@@ -54,6 +55,7 @@ type worker struct {
 // flight: the others do its part.
 func (w *worker) work(ctx context.Context, r *run) error {
 	defer w.hangUp()
+	defer w.discard()
 	for {
 		var err error
 		if r.recheck {
@@ -79,22 +81,21 @@ func (w *worker) next(ctx context.Context, r *run, err error) (*run, error) {
 		fl.workers--
 		return nil, err
 	}
+	if err != nil && ctx.Err() == nil && fl.workers == 1 && fl.pick() != nil {
+		return r, nil // with another source, from the very byte
+	}
 	if r.written > 0 {
 		off, _ := fl.plan.layout.Span(r.next)
 		fl.spoiled = append(fl.spoiled, span{off, off + r.written})
+		w.discard()
 	}
 	fl.plan.stop(r)
-	final := err != nil
-	switch {
-	case err == nil:
-	case ctx.Err() != nil:
-	case fl.workers > 1:
+	if err != nil && ctx.Err() == nil && fl.workers > 1 {
 		fl.single = true
-		final, err = true, nil
-	default:
-		final = fl.pick() == nil
+		fl.workers--
+		return nil, nil
 	}
-	if !final {
+	if err == nil {
 		from := r.next
 		if w.opened != nil {
 			from = fl.plan.layout.Index(w.pos)
@@ -102,10 +103,17 @@ func (w *worker) next(ctx context.Context, r *run, err error) (*run, error) {
 		if r := fl.plan.start(from); r != nil {
 			return r, nil
 		}
-		err = nil
 	}
 	fl.workers--
 	return nil, err
+}
+
+// discard gives up the piece that is being written.
+func (w *worker) discard() {
+	if w.out != nil {
+		w.out.Discard()
+		w.out = nil
+	}
 }
 
 // pick returns the source to ask next: the first that has not failed, one
@@ -226,6 +234,8 @@ func (w *worker) fetch(ctx context.Context, r *run) error {
 	fl := w.flight
 	fl.mu.Lock()
 	from, _ := fl.plan.layout.Span(r.next)
+	begun := r.written > 0
+	from += r.written
 	to := int64(-1)
 	if r.end < fl.plan.layout.Count() {
 		to, _ = fl.plan.layout.Span(r.end)
@@ -236,7 +246,7 @@ func (w *worker) fetch(ctx context.Context, r *run) error {
 	}
 	if w.opened == nil {
 		var err error
-		if w.opened, err = fl.open(ctx, from, to); err != nil || w.whole {
+		if w.opened, err = fl.open(ctx, from, to); err != nil || w.whole && !begun {
 			return err
 		}
 	}
@@ -290,31 +300,36 @@ func (w *worker) pump(r *run) error {
 	}
 }
 
-func (w *worker) piece(r *run, i int, buf []byte) error {
+// piece writes the rest of piece i. If it fails, what is written stays, and
+// the next stream goes on behind it: readers may have seen it.
+func (w *worker) piece(r *run, i int, buf []byte) (err error) {
 	fl := w.flight
-	out, err := fl.partial.Piece(i)
-	if err != nil {
-		return err
+	if w.out == nil {
+		if w.out, err = fl.partial.Piece(i); err != nil {
+			return err
+		}
 	}
+	fl.mu.Lock()
 	_, left := fl.plan.layout.Span(i)
+	left -= r.written
+	fl.mu.Unlock()
 	for left > 0 {
 		n, readErr := w.Read(buf[:min(int64(len(buf)), left)])
 		w.pos += int64(n)
 		left -= int64(n)
 		fl.fetcher.stats.originBytes.Add(int64(n))
-		if _, err := out.Write(buf[:n]); err != nil {
-			out.Discard()
+		if _, err := w.out.Write(buf[:n]); err != nil {
 			return err
-		}
-		if readErr != nil && left > 0 {
-			out.Discard()
-			return short(readErr)
 		}
 		fl.mu.Lock()
 		r.written += int64(n)
 		fl.notify()
 		fl.mu.Unlock()
+		if readErr != nil && left > 0 {
+			return short(readErr)
+		}
 	}
-	_, err = out.Commit()
+	_, err = w.out.Commit()
+	w.out = nil
 	return err
 }
