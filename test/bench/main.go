@@ -151,6 +151,9 @@ next:
 }
 
 func (c *config) measure(ctx context.Context) (*report.Report, error) {
+	if err := bed.ExtendPath(); err != nil {
+		return nil, err
+	}
 	if c.Shoal == "" {
 		dir, err := os.MkdirTemp("", "shoal-build-")
 		if err != nil {

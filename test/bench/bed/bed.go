@@ -91,8 +91,7 @@ func Build(dir string) (string, error) {
 
 // Need is something that the machine must have.
 type Need struct {
-	// Program is looked for in PATH and the directories of the system's
-	// administrator.
+	// Program is looked for in PATH.
 	Program string
 	// Package is Debian's that has it.
 	Package string
@@ -106,11 +105,17 @@ var (
 	Namespaces = []Need{{"ip", "iproute2"}, {"tc", "iproute2"}, {"nsenter", "util-linux"}}
 )
 
+// ExtendPath adds the directories of the system's administrator to PATH, where
+// Debian has most of these programs, and other users have not.
+func ExtendPath() error {
+	return os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin")
+}
+
 // Missing says what of it is not there, naming the packages; nil if nothing.
 func Missing(root bool, needs ...Need) error {
 	var lack, packages []string
 	for _, n := range needs {
-		if _, err := find(n.Program); err != nil {
+		if _, err := exec.LookPath(n.Program); err != nil {
 			lack = append(lack, n.Program)
 			if !slices.Contains(packages, n.Package) {
 				packages = append(packages, n.Package)
@@ -125,17 +130,4 @@ func Missing(root bool, needs ...Need) error {
 		errs = append(errs, errors.New("needs root, for network namespaces"))
 	}
 	return errors.Join(errs...)
-}
-
-func find(program string) (string, error) {
-	path, err := exec.LookPath(program)
-	if err == nil {
-		return path, nil
-	}
-	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
-		if p, err := exec.LookPath(filepath.Join(dir, program)); err == nil {
-			return p, nil
-		}
-	}
-	return "", err
 }

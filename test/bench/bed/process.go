@@ -37,7 +37,7 @@ var Here = Place{Addr: "127.0.0.1"}
 func At(n *netns.Node) Place { return Place{Netns: n.Netns, Addr: n.Addr} }
 
 func (p Place) command(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
-	path, err := find(name)
+	path, err := exec.LookPath(name)
 	if err != nil {
 		return nil, err
 	}

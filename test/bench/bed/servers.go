@@ -90,8 +90,9 @@ type NginxServer struct {
 	Addr string
 }
 
-// The workers stay root, who owns the files. Otherwise these are the settings
-// that nginx's own guide gives for content on disk.
+// The workers stay root, who owns the files. tcp_nopush stays off, as it is
+// unless set: on loopback that is about a fifth faster than on, and other values
+// of sendfile_max_chunk change nothing (nginx 1.22, five runs in turn of each).
 const nginxConfig = `daemon off;
 user root;
 worker_processes auto;
@@ -101,7 +102,6 @@ events { worker_connections 1024; }
 http {
 	access_log off;
 	sendfile on;
-	tcp_nopush on;
 	keepalive_requests 1000000;
 	default_type application/octet-stream;
 	client_body_temp_path %[1]s/body;

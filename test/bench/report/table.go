@@ -3,6 +3,8 @@ package report
 import (
 	"fmt"
 	"io"
+	"math"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 )
@@ -18,7 +20,18 @@ func (r *Report) WriteTable(w io.Writer) error {
 	for _, res := range r.Results {
 		res.writeRows(tw)
 	}
-	return tw.Flush()
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	for _, res := range r.Results {
+		if res.Err == "" {
+			continue
+		}
+		if _, err := fmt.Fprintf(w, "\nrow %d, %s: %s\n", res.Row, res.Line, res.Err); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (r Result) writeRows(w io.Writer) {
@@ -30,23 +43,37 @@ func (r Result) writeRows(w io.Writer) {
 		if i == 0 {
 			row, line = fmt.Sprint(r.Row), r.Line
 			f := r.Figure()
-			figure = strings.Join([]string{r.number(f.Median), r.number(f.Min) + "–" + r.number(f.Max), r.reach(), string(r.Verdict())}, "\t")
+			d := r.figureDigits(f)
+			figure = strings.Join([]string{number(f.Median, d), span(f, d), r.reach(), string(r.Verdict())}, "\t")
 		}
 		s := SpreadOf(c.values())
-		fmt.Fprintf(w, "%s\t%s\t%s\t%.*f %s\t%.*f–%.*f\t%d\t%s\t%s\n", row, line, c.Name,
-			digits(s.Median), s.Median, r.Unit, digits(s.Median), s.Min, digits(s.Median), s.Max, len(c.Samples), figure, c.notes())
-	}
-	if r.Err != "" {
-		fmt.Fprintf(w, "\t%s\t\t\t\t\t\t\t\t\t\n", "error: "+strings.ReplaceAll(r.Err, "\n", "; "))
+		d := digits(s.Median)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s %s\t%s\t%d\t%s\t%s\n", row, line, c.Name,
+			number(s.Median, d), r.Unit, span(s, d), len(c.Samples), figure, c.notes())
 	}
 }
 
-// number formats a figure: ratios, which are near 1, to three digits.
-func (r Result) number(f float64) string {
+// figureDigits is three for ratios, which are near 1.
+func (r Result) figureDigits(f Spread) int {
 	if len(r.Contenders) >= 2 {
-		return fmt.Sprintf("%.3f", f)
+		return 3
 	}
-	return fmt.Sprintf("%.*f", digits(f), f)
+	return digits(f.Median)
+}
+
+// number leaves out what is none.
+func number(v float64, digits int) string {
+	if math.IsNaN(v) {
+		return ""
+	}
+	return strconv.FormatFloat(v, 'f', digits, 64)
+}
+
+func span(s Spread, digits int) string {
+	if math.IsNaN(s.Median) {
+		return ""
+	}
+	return number(s.Min, digits) + "–" + number(s.Max, digits)
 }
 
 func (r Result) reach() string {
