@@ -24,6 +24,9 @@ var may = map[string][]string{
 	"daemon/fetch":           {"piece"},
 	"daemon/mirror":          {"registry"},
 
+	"scheduler":     {"piece"},
+	"scheduler/sim": {"scheduler", "piece"},
+
 	"daemon":    {"daemon/store", "daemon/fetch", "daemon/mirror", "piece", "registry", "registry/origin"},
 	"demo":      {"daemon", "registry", "registry/registrytest"},
 	"cmd/shoal": {"daemon", "demo"},

@@ -1,0 +1,311 @@
+package scheduler
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/shoalproject/shoal/piece"
+)
+
+// Core is the state of all swarms that one scheduler has. It is not safe for
+// concurrent use: one goroutine owns it.
+type Core struct {
+	cfg Config
+	rng *rand.Rand
+	now time.Duration
+
+	// Maps are for looking up only. What is walked through is a slice, so
+	// that the order is the same in every run.
+	peers   map[PeerID]*peer
+	blobs   map[Digest][]*swarm
+	swarms  int
+	live    []*swarm // with members that want the blob
+	sources map[string]*source
+	charges map[PeerID]*charge
+	charged []PeerID // the keys of charges, oldest first
+
+	epoch   uint64    // counts broadcasts
+	pending []*member // with news of neighbours that are not yet in out
+	out     []Out
+}
+
+// peer is one connected daemon.
+type peer struct {
+	id         PeerID
+	addr, zone string
+	blobs      map[Digest]*member
+	list       []*member // the values of blobs
+	streams    int       // runs from origins, over all blobs
+	load       int       // links, over all blobs
+	epoch      uint64    // the last broadcast that reached it
+}
+
+// New returns a core without peers. It panics if the configuration is not
+// valid.
+func New(cfg Config) *Core {
+	if err := cfg.Validate(); err != nil {
+		panic(err)
+	}
+	return &Core{
+		cfg:     cfg,
+		rng:     rand.New(rand.NewPCG(cfg.Seed, 0x5ca1ab1e)),
+		peers:   map[PeerID]*peer{},
+		blobs:   map[Digest][]*swarm{},
+		sources: map[string]*source{},
+		charges: map[PeerID]*charge{},
+	}
+}
+
+// Step takes in one message and returns the messages that it causes, in
+// order. The time is monotonic and counts from any origin. The slice is valid
+// until the next call; the messages in it are the caller's.
+func (c *Core) Step(now time.Duration, from PeerID, msg In) []Out {
+	c.begin(now)
+	p := c.peers[from]
+	if hello, ok := msg.(Hello); ok {
+		c.hello(p, from, hello)
+		return c.flush()
+	}
+	if p == nil {
+		return nil
+	}
+	switch msg := msg.(type) {
+	case Bye:
+		c.disconnect(p)
+	case Join:
+		c.join(p, msg)
+	case Complete:
+		c.complete(p, msg.Blob, msg.Size)
+	case Sized:
+		if m := p.blobs[msg.Blob]; m != nil {
+			c.sized(m, msg.Size)
+		}
+	case Have:
+		if m := p.blobs[msg.Blob]; m != nil {
+			c.have(m, msg.Runs)
+		}
+	case GiveBack:
+		if m := p.blobs[msg.Blob]; m != nil {
+			c.giveBack(m, msg)
+		}
+	case Leave:
+		if m := p.blobs[msg.Blob]; m != nil {
+			c.leave(m)
+		}
+	case Report:
+		if m := p.blobs[msg.Blob]; m != nil {
+			c.report(m, msg)
+		}
+	case Missing:
+		if m := p.blobs[msg.Blob]; m != nil {
+			c.missing(m, msg.Runs)
+		}
+	}
+	return c.flush()
+}
+
+// Tick lets time pass: it finds what has stalled, ends what has a term, and
+// hands out what was held back. Call it every 100 to 250 ms. The slice is
+// valid until the next call.
+func (c *Core) Tick(now time.Duration) []Out {
+	c.begin(now)
+	for i := 0; i < len(c.live); i++ {
+		sw := c.live[i]
+		c.tickProbe(sw)
+		c.tickDoubts(sw)
+		c.tickStreams(sw)
+		c.tickImports(sw)
+		c.pump(sw)
+	}
+	c.tickCharges()
+	c.tickSources()
+	return c.flush()
+}
+
+func (c *Core) begin(now time.Duration) {
+	c.now = max(c.now, now)
+	clear(c.out)
+	c.out = c.out[:0]
+}
+
+func (c *Core) send(m *member, msg any) { c.sendPeer(m.peer, msg) }
+
+func (c *Core) sendPeer(p *peer, msg any) { c.out = append(c.out, Out{To: p.id, Msg: msg}) }
+
+// flush ends a step: news of neighbours go out, one message for each peer.
+func (c *Core) flush() []Out {
+	for i, m := range c.pending {
+		if m.news != nil && !m.gone {
+			m.news.Size = m.swarm.size
+			c.send(m, m.news)
+		}
+		m.news = nil
+		c.pending[i] = nil
+	}
+	c.pending = c.pending[:0]
+	return c.out
+}
+
+func (c *Core) hello(p *peer, id PeerID, h Hello) {
+	if p != nil {
+		c.disconnect(p)
+	}
+	if len(c.peers) >= c.cfg.MaxPeers {
+		c.out = append(c.out, Out{To: id, Msg: &Refused{Reason: ReasonFull}})
+		return
+	}
+	p = &peer{id: id, addr: h.Addr, zone: h.Zone, blobs: map[Digest]*member{}}
+	c.peers[id] = p
+	for _, b := range h.Inventory {
+		c.complete(p, b.Blob, b.Size)
+	}
+}
+
+func (c *Core) disconnect(p *peer) {
+	for len(p.list) > 0 {
+		c.leave(p.list[len(p.list)-1])
+	}
+	delete(c.peers, p.id)
+}
+
+func (c *Core) refuse(p *peer, blob Digest, why Reason) {
+	c.sendPeer(p, &Refused{Blob: blob, Reason: why})
+}
+
+func (c *Core) join(p *peer, j Join) {
+	if m := p.blobs[j.Blob]; m != nil {
+		c.leave(m)
+	}
+	switch {
+	case c.banned(p.id):
+		c.refuse(p, j.Blob, ReasonBanned)
+		return
+	case len(p.list) >= c.cfg.MaxBlobs:
+		c.refuse(p, j.Blob, ReasonFull)
+		return
+	}
+	sw, why := c.swarmFor(j.Blob, j.Size)
+	if sw == nil {
+		c.refuse(p, j.Blob, why)
+		return
+	}
+	if j.Again && sw.members == 0 {
+		sw.settled = c.now + c.cfg.Settle
+	}
+	m := &member{peer: p, swarm: sw, want: true, origin: j.Origin, src: c.source(j.Source)}
+	m.src.refs++
+	c.admit(m)
+	c.adopt(m, j.Have, j.Bringing)
+	c.news(m) // also without neighbours: the answer to Join
+	c.meet(m)
+	c.pump(sw)
+}
+
+// complete takes in that p holds the blob whole, whether it joined or not.
+func (c *Core) complete(p *peer, blob Digest, size int64) {
+	m := p.blobs[blob]
+	if m != nil && m.swarm.size == 0 && size > 0 {
+		c.sized(m, size)
+	}
+	if m == nil || m.swarm.size != size {
+		if m != nil {
+			c.leave(m)
+		}
+		if size <= 0 || len(p.list) >= c.cfg.MaxBlobs || c.banned(p.id) {
+			return
+		}
+		sw, _ := c.swarmFor(blob, size)
+		if sw == nil {
+			return
+		}
+		m = &member{peer: p, swarm: sw, complete: true}
+		c.admit(m)
+		c.meet(m)
+		c.pump(sw)
+		return
+	}
+	if !m.complete {
+		c.graduate(m)
+		c.pump(m.swarm)
+	}
+}
+
+// maxSizes bounds how many sizes are believed of one digest at the same time.
+// All but one are lies; each has a swarm of its own, so that a lie about the
+// size harms only who believes it.
+const maxSizes = 4
+
+// swarmFor finds or makes the swarm for a blob; of several sizes, when the
+// peer knows none, the one that most believe.
+func (c *Core) swarmFor(blob Digest, size int64) (*swarm, Reason) {
+	if size < 0 || size > 0 && piece.NewLayout(size).Count() > c.cfg.MaxPieces {
+		return nil, ReasonInvalid
+	}
+	var best *swarm
+	for _, sw := range c.blobs[blob] {
+		switch {
+		case sw.size == size:
+			return sw, 0
+		case sw.size == 0:
+			c.resize(sw, size)
+			return sw, 0
+		case best == nil || sw.members > best.members:
+			best = sw
+		}
+	}
+	if size == 0 && best != nil {
+		return best, 0
+	}
+	if c.swarms >= c.cfg.MaxSwarms || len(c.blobs[blob]) >= maxSizes {
+		return nil, ReasonFull
+	}
+	sw := newSwarm(blob, c.cfg.Streams)
+	if size > 0 {
+		sw.setSize(size)
+	}
+	c.swarms++
+	c.blobs[blob] = append(c.blobs[blob], sw)
+	return sw, 0
+}
+
+// forget drops a swarm in which nobody is left.
+func (c *Core) forget(sw *swarm) {
+	c.swarms--
+	list := c.blobs[sw.blob]
+	for i, other := range list {
+		if other == sw {
+			list = append(list[:i], list[i+1:]...)
+			break
+		}
+	}
+	if len(list) == 0 {
+		delete(c.blobs, sw.blob)
+	} else {
+		c.blobs[sw.blob] = list
+	}
+}
+
+// Stats counts what a core holds.
+type Stats struct {
+	Peers, Swarms, Members, Streams, Holds, Bans int
+}
+
+// Stats returns the counts of the moment.
+func (c *Core) Stats() Stats {
+	s := Stats{Peers: len(c.peers), Swarms: c.swarms}
+	for _, p := range c.peers {
+		s.Members += len(p.list)
+		s.Streams += p.streams
+	}
+	for _, src := range c.sources {
+		if src.until > c.now {
+			s.Holds++
+		}
+	}
+	for _, ch := range c.charges {
+		if ch.banned > c.now {
+			s.Bans++
+		}
+	}
+	return s
+}

@@ -1,0 +1,399 @@
+package scheduler
+
+import "time"
+
+// stream is one run that a peer is fetching from the origin: one request, as
+// far as the origin is concerned.
+type stream struct {
+	m         *member
+	next, end int // what is left; pieces before next were brought
+	opened    time.Duration
+	renewed   time.Duration // of the last progress; 0 before the first
+	got       int           // pieces brought
+	trial     bool          // the first after its source's Hold
+}
+
+func (s *stream) left() int { return s.end - s.next }
+
+// pace finds out whether more streams bring more.
+type pace struct {
+	width    int // streams to have
+	got      int // pieces brought since at
+	at       time.Duration
+	rate     float64 // pieces per second before the trial
+	trying   bool    // width was raised by one, to see
+	notUntil time.Duration
+}
+
+const (
+	// paceWindow is how long a rate is measured, paceMin how many pieces
+	// that takes at least.
+	paceWindow = 2 * time.Second
+	paceMin    = 16
+	// paceWorth is how long a blob must have to go for one more request to
+	// be worth the trial. 256 MiB at 200 Mbit/s take 11 s and are not.
+	paceWorth = 12.0
+	// paceGain is what one more stream has to bring to stay.
+	paceGain = 1.1
+	// paceRest is how long the question is settled.
+	paceRest = 30 * time.Second
+)
+
+// pumpOrigin hands open pieces out, as long as fewer streams are at work than
+// should be.
+func (c *Core) pumpOrigin(sw *swarm) {
+	if sw.open == nil || c.now < sw.settled {
+		return
+	}
+	for {
+		active := 0
+		for _, s := range sw.streams {
+			if s.left() > c.cfg.Lookahead {
+				active++
+			}
+		}
+		if active >= sw.pace.width {
+			return
+		}
+		run := c.openRun(sw)
+		if run.Count == 0 {
+			if !c.split(sw, active) {
+				return
+			}
+			continue
+		}
+		if s := c.extendable(sw, run.First); s != nil {
+			c.grant(s.m, run)
+			s.end = run.End()
+			continue
+		}
+		m := c.pickFetcher(sw)
+		if m == nil {
+			return
+		}
+		c.grant(m, run)
+		c.addStream(m, run)
+	}
+}
+
+// openRun returns the first open pieces, as many as one stream should get.
+func (c *Core) openRun(sw *swarm) Run {
+	first := sw.open.NextAbsent(sw.from)
+	sw.from = first
+	if first >= sw.n {
+		return Run{}
+	}
+	quota := (sw.n + c.cfg.Streams - 1) / c.cfg.Streams
+	if sw.n <= c.cfg.SmallPieces || first > 0 && sw.able() == 1 {
+		// One alone has had the time of its first run to be joined by
+		// others; the rest is one request.
+		quota = sw.n
+	}
+	end := first
+	for end < sw.n && end-first < quota && sw.busy[end] == 0 {
+		end++
+	}
+	return Run{first, end - first}
+}
+
+// able counts those who may ask the origin.
+func (sw *swarm) able() int {
+	n := 0
+	for _, r := range sw.rings {
+		n += len(r.roll[rollAble])
+	}
+	return n
+}
+
+// extendable returns the stream that can go on with the piece at first
+// without a new request.
+func (c *Core) extendable(sw *swarm, first int) *stream {
+	for _, s := range sw.streams {
+		if s.end == first && s.left() <= c.cfg.Lookahead && s.m.cool <= c.now && s.m.origin && !c.onHold(s.m.src) {
+			return s
+		}
+	}
+	return nil
+}
+
+// grant assigns a run from the origin.
+func (c *Core) grant(m *member, run Run) {
+	for p := run.First; p < run.End(); p++ {
+		c.mark(m.swarm, m.ring, p, assigned, m)
+	}
+	c.send(m, &Assign{Blob: m.swarm.blob, Run: run})
+}
+
+func (c *Core) addStream(m *member, run Run) {
+	sw := m.swarm
+	s := &stream{m: m, next: run.First, end: run.End(), opened: c.now, trial: m.src.trial}
+	sw.streams = append(sw.streams, s)
+	m.streams++
+	m.peer.streams++
+	m.src.streams++
+}
+
+func (c *Core) dropStream(sw *swarm, i int) {
+	s := sw.streams[i]
+	sw.streams = append(sw.streams[:i], sw.streams[i+1:]...)
+	s.m.streams--
+	s.m.peer.streams--
+	s.m.src.streams--
+}
+
+// endStreams drops all streams of a member, not what it was assigned.
+func (c *Core) endStreams(m *member) {
+	for i := len(m.swarm.streams) - 1; i >= 0 && m.streams > 0; i-- {
+		if m.swarm.streams[i].m == m {
+			c.dropStream(m.swarm, i)
+		}
+	}
+}
+
+// pickFetcher chooses who asks the origin next: the zones in turn, and in a
+// zone, of three drawn by lot, the one whose peer has the fewest streams.
+func (c *Core) pickFetcher(sw *swarm) *member {
+	for range sw.rings {
+		r := sw.rings[sw.turn%len(sw.rings)]
+		sw.turn++
+		able := r.roll[rollAble]
+		if len(able) == 0 {
+			continue
+		}
+		var best *member
+		for range 3 {
+			m := able[c.rng.IntN(len(able))]
+			if c.mayFetch(m) && (best == nil || m.peer.streams < best.peer.streams) {
+				best = m
+			}
+		}
+		for i, from := 0, c.rng.IntN(len(able)); best == nil && i < min(len(able), 64); i++ {
+			if m := able[(from+i)%len(able)]; c.mayFetch(m) {
+				best = m
+			}
+		}
+		if best != nil {
+			return best
+		}
+	}
+	return nil
+}
+
+func (c *Core) mayFetch(m *member) bool {
+	if m.cool > c.now || c.onHold(m.src) || m.src.streams >= c.cfg.SourceStreams {
+		return false
+	}
+	for _, s := range m.swarm.streams {
+		if s.m == m && s.left() > c.cfg.Lookahead {
+			return false
+		}
+	}
+	return true
+}
+
+// split opens the tail of the longest run for a peer that has no stream, and
+// reports whether it did. Cutting a stream short costs what is on its way and
+// one more request, so it is done only when few streams are at work, or when
+// one more is on trial.
+func (c *Core) split(sw *swarm, active int) bool {
+	if active >= c.cfg.SplitBelow && sw.pace.width <= c.cfg.Streams {
+		return false
+	}
+	var long *stream
+	for _, s := range sw.streams {
+		if long == nil || s.left() > long.left() {
+			long = s
+		}
+	}
+	if long == nil || long.left() < max(c.cfg.SmallPieces/2, sw.n/16) || c.pickFetcher(sw) == nil {
+		return false
+	}
+	// Each part as long as its stream is fast, as far as that is known.
+	keep := 0.5
+	if slow, all := long.rate(c.now), sw.meanRate(c.now); slow > 0 && all > slow {
+		keep = max(slow/(slow+all), 0.1)
+	}
+	cut := long.next + max(int(float64(long.left())*keep), c.cfg.Lookahead+1)
+	tail := Run{cut, long.end - cut}
+	if tail.Count <= 0 {
+		return false
+	}
+	c.take(long, tail)
+	return true
+}
+
+// take revokes the tail of a stream's run and makes it free.
+func (c *Core) take(s *stream, tail Run) {
+	for p := tail.First; p < tail.End(); p++ {
+		if l := s.m.ring.ledger; l.state[p] == assigned && l.owner[p] == s.m {
+			c.mark(s.m.swarm, s.m.ring, p, free, nil)
+		}
+	}
+	s.end = tail.First
+	c.send(s.m, &Revoke{Blob: s.m.swarm.blob, Run: tail})
+}
+
+func (s *stream) rate(now time.Duration) float64 {
+	return float64(s.got) / max(now-s.opened, time.Millisecond).Seconds()
+}
+
+func (sw *swarm) meanRate(now time.Duration) float64 {
+	sum := 0.0
+	for _, s := range sw.streams {
+		sum += s.rate(now)
+	}
+	return sum / float64(len(sw.streams))
+}
+
+// brought notes that an assigned piece has come in, from wherever.
+func (c *Core) brought(m *member, p int) {
+	sw := m.swarm
+	l := m.ring.ledger
+	for i, s := range sw.streams {
+		if s.m != m || p < s.next || p >= s.end {
+			continue
+		}
+		s.got++
+		sw.pace.got++
+		for s.next < s.end && (l.state[s.next] != assigned || l.owner[s.next] != m) {
+			s.next++
+		}
+		if s.left() == 0 {
+			c.dropStream(sw, i)
+		}
+		return
+	}
+	c.imported(m, p)
+}
+
+// renew extends all that a member is assigned.
+func (c *Core) renew(m *member) {
+	sw := m.swarm
+	if m.streams > 0 {
+		m.fails = 0
+		for _, s := range sw.streams {
+			if s.m == m {
+				s.renewed = c.now
+				if s.trial {
+					s.trial, m.src.trial = false, false
+				}
+			}
+		}
+	}
+	if l := m.ring.ledger; m.imports > 0 && l != nil {
+		for i := range l.imports {
+			if l.imports[i].to == m {
+				l.imports[i].renewed = c.now
+			}
+		}
+	}
+}
+
+// tickStreams takes runs from peers that make no progress, if somebody else
+// may try, and measures the pace.
+func (c *Core) tickStreams(sw *swarm) {
+	for i := len(sw.streams) - 1; i >= 0; i-- {
+		s := sw.streams[i]
+		if !c.expired(s.opened, s.renewed) {
+			continue
+		}
+		if sw.able() == 1 {
+			s.renewed = c.now
+			continue
+		}
+		s.m.cool = c.now + c.cfg.Cool
+		c.take(s, Run{s.next, s.left()})
+		c.dropStream(sw, i)
+	}
+	c.measure(sw)
+}
+
+func (c *Core) expired(opened, renewed time.Duration) bool {
+	if renewed == 0 {
+		return c.now >= opened+c.cfg.FirstByte
+	}
+	return c.now >= renewed+c.cfg.Lease
+}
+
+// measure compares the rate before and after one more stream.
+func (c *Core) measure(sw *swarm) {
+	p := &sw.pace
+	if len(sw.streams) == 0 {
+		p.at, p.got = c.now, 0
+		return
+	}
+	if c.now-p.at < paceWindow || p.got < paceMin && !p.trying {
+		return
+	}
+	rate := float64(p.got) / (c.now - p.at).Seconds()
+	p.at, p.got = c.now, 0
+	if p.trying {
+		p.trying = false
+		if rate < p.rate*paceGain {
+			p.width--
+			p.notUntil = c.now + paceRest
+			return
+		}
+	}
+	left := sw.n - sw.open.Count()
+	for _, s := range sw.streams {
+		left += s.left()
+	}
+	if c.now >= p.notUntil && p.width < c.cfg.MaxStreams && len(sw.streams) >= p.width && float64(left) > rate*paceWorth {
+		p.rate, p.trying = rate, true
+		p.width++
+	}
+}
+
+// giveBack takes in that a peer will not bring what it was assigned.
+func (c *Core) giveBack(m *member, g GiveBack) {
+	sw, r := m.swarm, m.ring
+	switch g.Reason {
+	case ReasonRefused:
+		c.unable(m)
+	case ReasonUnreachable:
+		m.cool = c.now + c.cfg.Cool<<m.fails
+		m.fails = min(m.fails+1, 5)
+	case ReasonRateLimited:
+		if m.src != nil {
+			c.hold(m.src, g.RetryAfter)
+		}
+	default:
+		m.cool = c.now + c.cfg.Cool
+	}
+	if sw.prober == m {
+		sw.prober = nil
+		c.probe(sw)
+	}
+	if run := sw.clip(g.Run); run.Count > 0 && r.ledger != nil {
+		c.release(m, run, g.Reason)
+	}
+	c.pump(sw)
+}
+
+// release frees those pieces of a run that are assigned to a member.
+func (c *Core) release(m *member, run Run, why Reason) {
+	sw, l := m.swarm, m.ring.ledger
+	for p := run.First; p < run.End(); p++ {
+		if l.state[p] == assigned && l.owner[p] == m {
+			c.mark(sw, m.ring, p, free, nil)
+			c.released(m, p, why)
+		}
+	}
+	for i := len(sw.streams) - 1; i >= 0; i-- {
+		s := sw.streams[i]
+		if s.m != m {
+			continue
+		}
+		mine := func(p int) bool { return l.state[p] == assigned && l.owner[p] == m }
+		for s.next < s.end && !mine(s.next) {
+			s.next++
+		}
+		for s.next < s.end && !mine(s.end-1) {
+			s.end--
+		}
+		if s.left() == 0 {
+			c.dropStream(sw, i)
+		}
+	}
+}
