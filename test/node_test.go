@@ -3,7 +3,6 @@ package test
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"io"
 	"log/slog"
@@ -252,4 +251,3 @@ func hostOf(t *testing.T, rawURL string) string {
 	return u.Host
 }
 
-func sum(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }

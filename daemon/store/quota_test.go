@@ -2,7 +2,6 @@ package store
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"sync"
@@ -328,6 +327,6 @@ func TestConcurrentUse(t *testing.T) {
 	}
 	wg.Wait()
 	if st := s.Stats(); st.Open != 0 || st.Corruptions != 0 {
-		t.Fatal(fmt.Sprintf("%+v", st))
+		t.Fatalf("%+v", st)
 	}
 }

@@ -34,7 +34,7 @@ type dialFunc func(ctx context.Context) (net.Conn, error)
 // dial connects to addr by dial, or fails at once with the error of a
 // moment ago.
 func (m *dialMemory) dial(ctx context.Context, addr string, dial dialFunc) (net.Conn, error) {
-	err, probe, waitFor := m.ask(addr)
+	probe, waitFor, err := m.ask(addr)
 	if waitFor != nil {
 		// What a probe finds out holds for all who wait, but none waits as
 		// long as the probe itself may.
@@ -59,7 +59,7 @@ func (m *dialMemory) dial(ctx context.Context, addr string, dial dialFunc) (net.
 }
 
 // ask returns the remembered error, or the probe to be or to wait for.
-func (m *dialMemory) ask(addr string) (err error, probe, wait chan struct{}) {
+func (m *dialMemory) ask(addr string) (probe, wait chan struct{}, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.down[addr]
@@ -67,12 +67,12 @@ func (m *dialMemory) ask(addr string) (err error, probe, wait chan struct{}) {
 	case s == nil:
 		return nil, nil, nil
 	case s.probe != nil:
-		return nil, nil, s.probe
+		return nil, s.probe, nil
 	case time.Now().Before(s.until):
-		return s.err, nil, nil
+		return nil, nil, s.err
 	}
 	s.probe = make(chan struct{})
-	return nil, s.probe, nil
+	return s.probe, nil, nil
 }
 
 func (m *dialMemory) last(addr string) error {

@@ -162,7 +162,6 @@ func TestDialMemory(t *testing.T) {
 			t.Errorf("%v and %d dials for what is known", time.Since(start), dials.Load())
 		}
 		time.Sleep(downMemory)
-		start = time.Now()
 		var wg sync.WaitGroup
 		for range 100 {
 			wg.Go(func() { _ = dial(fail) })
