@@ -23,6 +23,7 @@ var may = map[string][]string{
 	"daemon/store/storetest": {"daemon/store", "piece"},
 	"daemon/fetch":           {"piece"},
 	"daemon/mirror":          {"registry"},
+	"daemon/peer":            {"piece"},
 
 	"scheduler":     {"piece"},
 	"scheduler/sim": {"scheduler", "piece"},

@@ -1,0 +1,209 @@
+package peer
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	pp "github.com/anacrolix/torrent/peer_protocol"
+)
+
+// handshakeLength is that of BEP 3: protocol, reserved bits, infohash, ID.
+const handshakeLength = len(pp.Protocol) + 8 + 20 + 20
+
+var reserved = pp.NewPeerExtensionBytes(pp.ExtensionBitFast, pp.ExtensionBitLtep)
+
+// hello is one side's handshake. The library's Handshake answers any infohash
+// before its caller can look that up, and starts a goroutine for each read;
+// here who asks for an unknown blob gets no answer, and time is bounded by
+// the connection's deadline.
+type hello struct {
+	hash InfoHash
+	id   ID
+}
+
+// send sends the handshake and, in the same breath, the extension handshake:
+// so the side that dialed spares a round trip before it is sent sums.
+func (h hello) send(w io.Writer, size int64) error {
+	var b bytes.Buffer
+	b.WriteString(pp.Protocol)
+	b.Write(reserved[:])
+	b.Write(h.hash[:])
+	b.Write(h.id[:])
+	m := extended(pp.HandshakeExtendedID, introductionOf(size))
+	_ = m.WriteTo(&b) // cannot fail
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+func readHello(r io.Reader) (h hello, err error) {
+	var b [handshakeLength]byte
+	// What is not this protocol is closed at its first bytes.
+	p := b[:len(pp.Protocol)]
+	if _, err := io.ReadFull(r, p); err != nil {
+		return h, fmt.Errorf("reading handshake: %w", err)
+	}
+	if string(p) != pp.Protocol {
+		return h, violation("not a BitTorrent handshake: %.20q", p)
+	}
+	rest := b[len(p):]
+	if _, err := io.ReadFull(r, rest); err != nil {
+		return h, fmt.Errorf("reading handshake: %w", err)
+	}
+	if bits := pp.PeerExtensionBits(rest[:8]); !bits.SupportsFast() || !bits.SupportsExtended() {
+		return h, violation("peer offers no fast extension or no extension protocol: %s", bits)
+	}
+	copy(h.hash[:], rest[8:28])
+	copy(h.id[:], rest[28:])
+	return h, nil
+}
+
+// receive answers the handshake of a peer that dialed, and lets it into the
+// swarm it asks for.
+func (e *Endpoint) receive(nc net.Conn) (c *Conn, err error) {
+	stop := context.AfterFunc(e.ctx, func() { nc.Close() })
+	defer stop()
+	deadline := time.Now().Add(e.cfg.HandshakeTimeout)
+	nc.SetDeadline(deadline)
+	defer func() { e.blame(err) }()
+	raw, name := nc, ""
+	if e.cfg.TLS != nil {
+		t := tls.Server(nc, e.cfg.TLS)
+		if err := t.Handshake(); err != nil {
+			return nil, &ViolationError{Reason: "TLS: " + err.Error()}
+		}
+		name = nameOf(t)
+		nc = t
+	}
+	h, err := readHello(nc)
+	if err != nil {
+		return nil, err
+	}
+	if h.id == e.cfg.ID {
+		return nil, errSelf
+	}
+	// The last connection of a swarm that was found takes it along. That
+	// may happen between the two steps, but hardly twice.
+	for range 3 {
+		s, err := e.lookup(h.hash)
+		if err != nil {
+			return nil, err
+		}
+		c = newConn(s, raw, nc, h.id, name, true)
+		err = s.admit(c)
+		if err == nil {
+			break
+		}
+		c.drop()
+		if !s.found || !errors.Is(err, ErrClosed) {
+			return nil, err
+		}
+		c = nil
+	}
+	if c == nil {
+		return nil, errUnknown
+	}
+	if err := (hello{h.hash, e.cfg.ID}).send(nc, c.s.layout.Size()); err != nil {
+		c.drop()
+		return nil, fmt.Errorf("sending handshake: %w", err)
+	}
+	return c, nil
+}
+
+// drop undoes newConn and admit for a connection that does not get to run.
+func (c *Conn) drop() {
+	c.Close(ErrClosed)
+	c.s.leave(c)
+	close(c.gone)
+}
+
+// introduce is receive for the side that dials.
+func (s *Swarm) introduce(ctx context.Context, nc net.Conn, name string) (c *Conn, err error) {
+	e := s.e
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	defer stop()
+	defer func() {
+		if err != nil && ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		e.blame(err)
+	}()
+	nc.SetDeadline(time.Now().Add(e.cfg.HandshakeTimeout))
+	raw, proven := nc, ""
+	if e.cfg.TLS != nil {
+		cfg := e.cfg.TLS.Clone()
+		cfg.ServerName = name
+		t := tls.Client(nc, cfg)
+		if err := t.Handshake(); err != nil {
+			return nil, &ViolationError{Reason: "TLS: " + err.Error()}
+		}
+		proven = nameOf(t)
+		nc = t
+	}
+	if err := (hello{s.hash, e.cfg.ID}).send(nc, s.layout.Size()); err != nil {
+		return nil, fmt.Errorf("sending handshake: %w", err)
+	}
+	h, err := readHello(nc)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case h.hash != s.hash:
+		return nil, violation("peer answers for infohash %s instead of %s", h.hash, s.hash)
+	case h.id == e.cfg.ID:
+		return nil, errSelf
+	}
+	c = newConn(s, raw, nc, h.id, proven, false)
+	if err := s.admit(c); err != nil {
+		c.drop()
+		return nil, err
+	}
+	return c, nil
+}
+
+var errSelf = errors.New("peer: connected to itself")
+
+// nameOf returns the name that the peer's certificate proves: its first DNS
+// name, else URI, else IP address, else common name.
+func nameOf(t *tls.Conn) string {
+	certs := t.ConnectionState().PeerCertificates
+	if len(certs) == 0 {
+		return ""
+	}
+	return certName(certs[0])
+}
+
+func certName(c *x509.Certificate) string {
+	switch {
+	case len(c.DNSNames) > 0:
+		return c.DNSNames[0]
+	case len(c.URIs) > 0:
+		return c.URIs[0].String()
+	case len(c.IPAddresses) > 0:
+		return c.IPAddresses[0].String()
+	}
+	return c.Subject.CommonName
+}
+
+// ViolationError says that a peer broke the protocol, or a bound on it.
+type ViolationError struct{ Reason string }
+
+func (e *ViolationError) Error() string { return "peer: " + e.Reason }
+
+func violation(format string, args ...any) error {
+	return &ViolationError{Reason: fmt.Sprintf(format, args...)}
+}
+
+// blame counts a violation.
+func (e *Endpoint) blame(err error) {
+	var v *ViolationError
+	if errors.As(err, &v) {
+		e.stats.kicks.Add(1)
+	}
+}

@@ -1,0 +1,42 @@
+package peer
+
+import (
+	"net"
+
+	"golang.org/x/sys/unix"
+)
+
+// writeMore writes b and tells TCP that more follows at once, so that the
+// header of a block shares its segment with the payload that sendfile brings.
+func writeMore(nc net.Conn, b []byte) error {
+	tcp, ok := nc.(*net.TCPConn)
+	if !ok {
+		_, err := nc.Write(b)
+		return err
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sendErr error
+	err = raw.Write(func(fd uintptr) (done bool) {
+		for len(b) > 0 {
+			n, err := unix.SendmsgN(int(fd), b, nil, nil, unix.MSG_MORE|unix.MSG_NOSIGNAL)
+			switch err {
+			case nil:
+				b = b[n:]
+			case unix.EINTR:
+			case unix.EAGAIN:
+				return false
+			default:
+				sendErr = &net.OpError{Op: "write", Net: "tcp", Addr: tcp.RemoteAddr(), Err: err}
+				return true
+			}
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	return sendErr
+}

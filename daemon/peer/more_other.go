@@ -1,0 +1,11 @@
+//go:build !linux
+
+package peer
+
+import "net"
+
+// writeMore writes b.
+func writeMore(nc net.Conn, b []byte) error {
+	_, err := nc.Write(b)
+	return err
+}

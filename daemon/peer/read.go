@@ -1,0 +1,408 @@
+package peer
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	pp "github.com/anacrolix/torrent/peer_protocol"
+)
+
+// chunk is how much payload is received before it is handed on, in bytes: it
+// is hashed and written while it is in the processor's cache.
+const chunk = 128 << 10
+
+var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
+
+// reader is the state of the goroutine that reads.
+type reader struct {
+	*Conn
+	br     *bufio.Reader
+	dec    pp.Decoder
+	stated bool      // a bitfield, HAVE ALL or HAVE NONE came
+	ruled  bool      // CHOKE or UNCHOKE came
+	known  bool      // Opened was called
+	until  time.Time // the deadline that is set
+}
+
+// read receives messages until the connection breaks or the peer breaks a
+// rule.
+func (c *Conn) read() error {
+	// The buffer is for messages; payload goes past it.
+	r := &reader{Conn: c, br: bufio.NewReaderSize(c.nc, 4<<10)}
+	r.dec = pp.Decoder{R: r.br, MaxLength: maxExtended + 2}
+	r.deadline(c.e.cfg.HandshakeTimeout)
+	for {
+		if err := r.message(); err != nil {
+			return err
+		}
+	}
+}
+
+// deadline sets by when reads must end, to the second: setting it costs.
+func (r *reader) deadline(d time.Duration) {
+	until := time.Now().Add(d)
+	if diff := until.Sub(r.until); diff > time.Second || diff < -time.Second {
+		r.nc.SetReadDeadline(until)
+		r.until = until
+	}
+}
+
+// awaitMessage waits for the first byte of a message.
+func (r *reader) awaitMessage() error {
+	if r.known {
+		r.deadline(r.e.cfg.KeepAlive * 5 / 2)
+	}
+	if _, err := r.br.Peek(1); err != nil {
+		return fmt.Errorf("peer: reading: %w", err)
+	}
+	r.mark(&r.heard)
+	return nil
+}
+
+// message receives one message and does what it says.
+func (r *reader) message() error {
+	if err := r.awaitMessage(); err != nil {
+		return err
+	}
+	if r.known && r.br.Buffered() < 4+1+8 {
+		r.deadline(r.e.cfg.MessageTimeout)
+	}
+	b, err := r.br.Peek(4)
+	if err != nil {
+		return cut(err)
+	}
+	length := binary.BigEndian.Uint32(b)
+	if length == 0 {
+		r.br.Discard(4)
+		return r.charge(1)
+	}
+	if b, err = r.br.Peek(5); err != nil {
+		return cut(err)
+	}
+	kind := pp.MessageType(b[4])
+	if err := r.checkLength(kind, length); err != nil {
+		return err
+	}
+	if kind == pp.Piece {
+		return r.piece(length)
+	}
+	if r.known && r.br.Buffered() < 4+int(length) {
+		r.deadline(r.e.cfg.MessageTimeout)
+	}
+	var m pp.Message
+	if err := r.dec.Decode(&m); err != nil {
+		return cut(err)
+	}
+	if !r.known {
+		return r.opening(&m)
+	}
+	return r.handle(&m)
+}
+
+func cut(err error) error { return fmt.Errorf("peer: reading a message: %w", err) }
+
+// checkLength bounds a message before anything is allocated for it.
+func (r *reader) checkLength(kind pp.MessageType, length uint32) error {
+	body := int64(length) - 1
+	var want int64
+	switch kind {
+	case pp.Choke, pp.Unchoke, pp.Interested, pp.NotInterested, pp.HaveAll, pp.HaveNone:
+	case pp.Have, pp.Suggest, pp.AllowedFast:
+		want = 4
+	case pp.Request, pp.Cancel, pp.Reject:
+		want = 12
+	case pp.Bitfield:
+		want = int64(r.has.Len()+7) / 8
+	case pp.Piece:
+		// Of the length that was asked for, which piece checks.
+		if body <= 8 || body > 8+MaxBlock {
+			return violation("block of %d bytes", body-8)
+		}
+		return nil
+	case pp.Extended:
+		if body < 1 || body > 1+maxExtended {
+			return violation("extension message of %d bytes", body)
+		}
+		return nil
+	default:
+		return violation("message of type %d", kind)
+	}
+	if body != want {
+		return violation("%s of %d bytes, should have %d", kind, body, want)
+	}
+	return nil
+}
+
+// charge accounts for n messages that the peer need not have sent.
+func (r *reader) charge(n int) error {
+	if !r.messages.AllowN(time.Now(), n) {
+		return violation("too many messages")
+	}
+	return nil
+}
+
+// opening handles what comes before the peer counts as known: who it is, what
+// it has, whether it may be asked, and nothing that would need these.
+func (r *reader) opening(m *pp.Message) error {
+	if err := r.charge(1); err != nil {
+		return err
+	}
+	switch {
+	case m.Type == pp.Extended && m.ExtendedID == pp.HandshakeExtendedID:
+		if err := r.introduction(m.ExtendedPayload); err != nil {
+			return err
+		}
+	case isStatement(m.Type) && !r.stated:
+		r.stated = true
+		if err := r.statement(m); err != nil {
+			return err
+		}
+	case m.Type == pp.Choke || m.Type == pp.Unchoke:
+		r.ruled = true
+		r.mu.Lock()
+		r.choked = m.Type == pp.Choke
+		r.mu.Unlock()
+	default:
+		return violation("%s before the peer has introduced itself", m.Type)
+	}
+	r.mu.Lock()
+	r.known = r.stated && r.ruled && r.introduced
+	r.mu.Unlock()
+	if !r.known {
+		return nil
+	}
+	r.s.handler.Opened(r.Conn)
+	close(r.opened)
+	if claims := r.claims(); len(claims) > 0 {
+		r.s.handler.Have(r.Conn, claims)
+	}
+	return nil
+}
+
+func isStatement(kind pp.MessageType) bool {
+	return kind == pp.Bitfield || kind == pp.HaveAll || kind == pp.HaveNone
+}
+
+// claims returns the pieces that the peer says it has.
+func (r *reader) claims() (pieces []Have) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.has.Len() {
+		if r.has.Has(i) {
+			pieces = append(pieces, Have{Index: i})
+		}
+	}
+	return pieces
+}
+
+func (r *reader) introduction(payload []byte) error {
+	r.mu.Lock()
+	again := r.introduced
+	r.mu.Unlock()
+	if again {
+		return violation("extension handshake again")
+	}
+	in, err := decodeIntroduction(payload)
+	if err != nil {
+		return err
+	}
+	if size := r.s.layout.Size(); in.Size != size {
+		return violation("peer takes %s for a blob of %d bytes, not %d", r.s.digest, in.Size, size)
+	}
+	r.s.pushSums(r.Conn, in)
+	return nil
+}
+
+// statement takes over what the peer has at first.
+func (r *reader) statement(m *pp.Message) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := r.has.Len()
+	if m.Type == pp.Bitfield {
+		for i, bit := range m.Bitfield {
+			switch {
+			case bit && i >= n:
+				return violation("bitfield with a spare bit set")
+			case bit:
+				r.has.Add(i)
+			}
+		}
+	}
+	if m.Type == pp.HaveAll {
+		for i := range n {
+			r.has.Add(i)
+		}
+	}
+	return nil
+}
+
+// handle does what a message of a known peer says.
+func (r *reader) handle(m *pp.Message) error {
+	if m.Type != pp.Request {
+		if err := r.charge(1); err != nil {
+			return err
+		}
+	}
+	switch m.Type {
+	case pp.Choke, pp.Unchoke:
+		return r.choke(m.Type == pp.Choke)
+	case pp.Interested:
+	case pp.NotInterested:
+		r.uninterested()
+	case pp.Have:
+		return r.have(int(m.Index))
+	case pp.Request:
+		return r.request(blockOf(m))
+	case pp.Cancel:
+		if err := r.s.checkBlock(blockOf(m)); err != nil {
+			return err
+		}
+		r.cancelled(blockOf(m))
+	case pp.Reject:
+		return r.rejected(blockOf(m))
+	case pp.Suggest, pp.AllowedFast: // advice that is not followed
+		if int64(m.Index) >= int64(r.has.Len()) {
+			return violation("%s of piece %d of %d", m.Type, m.Index, r.has.Len())
+		}
+	case pp.Extended:
+		return r.extension(m.ExtendedID, m.ExtendedPayload)
+	default:
+		return violation("%s once the peer has introduced itself", m.Type)
+	}
+	return nil
+}
+
+func (r *reader) choke(choked bool) error {
+	r.mu.Lock()
+	changed := r.choked != choked
+	r.choked = choked
+	r.mu.Unlock()
+	if changed {
+		r.s.handler.Changed(r.Conn)
+	}
+	return nil
+}
+
+func (r *reader) have(i int) error {
+	if i >= r.has.Len() {
+		return violation("HAVE of piece %d of %d", i, r.has.Len())
+	}
+	r.mu.Lock()
+	news := r.has.Add(i)
+	r.mu.Unlock()
+	if news {
+		r.s.handler.Have(r.Conn, []Have{{Index: i}})
+	}
+	return nil
+}
+
+func (r *reader) request(b block) error {
+	if err := r.s.checkBlock(b); err != nil {
+		return err
+	}
+	// What is served is bounded by the socket; what is not, like all else.
+	if !r.asked(b) {
+		return r.charge(1)
+	}
+	return nil
+}
+
+func (r *reader) extension(id pp.ExtensionNumber, payload []byte) error {
+	switch id {
+	case numberHave:
+		pieces, err := decodeSums(payload, r.has.Len())
+		if err != nil {
+			return err
+		}
+		if err := r.charge(len(pieces)); err != nil {
+			return err
+		}
+		r.mu.Lock()
+		for _, h := range pieces {
+			r.has.Add(h.Index)
+		}
+		r.mu.Unlock()
+		r.s.handler.Have(r.Conn, pieces)
+	case numberLost:
+		if len(payload) != 4 {
+			return violation("%s of %d bytes", nameLost, len(payload))
+		}
+		i := binary.BigEndian.Uint32(payload)
+		if int64(i) >= int64(r.has.Len()) {
+			return violation("%s of piece %d of %d", nameLost, i, r.has.Len())
+		}
+		r.mu.Lock()
+		lost := r.has.Remove(int(i))
+		r.mu.Unlock()
+		if lost {
+			r.s.handler.Changed(r.Conn)
+		}
+	case pp.HandshakeExtendedID:
+		return violation("extension handshake again")
+	default:
+		return violation("extension message %d, which nobody asked for", id)
+	}
+	return nil
+}
+
+// piece receives a block, handing its bytes on as they come.
+func (r *reader) piece(length uint32) error {
+	if !r.known {
+		return violation("block before the peer has introduced itself")
+	}
+	h, err := r.br.Peek(pieceHeader)
+	if err != nil {
+		return cut(err)
+	}
+	index, begin := binary.BigEndian.Uint32(h[5:]), binary.BigEndian.Uint32(h[9:])
+	b := block{int(index), int(begin), int(length) - (pieceHeader - 4)}
+	r.br.Discard(pieceHeader)
+	t, err := r.expect(b)
+	if err != nil {
+		return err
+	}
+	buf := chunks.Get().(*[chunk]byte)
+	defer chunks.Put(buf)
+	for left := b.length; left > 0; {
+		n := min(left, chunk)
+		if err := r.payload(buf[:n]); err != nil {
+			return err
+		}
+		t.write(buf[:n])
+		left -= n
+	}
+	r.arrived(b)
+	return nil
+}
+
+// payload fills b.
+func (r *reader) payload(b []byte) error {
+	for len(b) > 0 {
+		r.deadline(r.e.cfg.KeepAlive * 5 / 2)
+		part := b
+		if limit := r.e.cfg.Download; limit != nil {
+			part = b[:min(len(b), limit.Burst())]
+		}
+		n, err := r.br.Read(part)
+		r.received.Add(int64(n))
+		r.e.stats.down.Add(int64(n))
+		r.mark(&r.paid)
+		b = b[n:]
+		if err == io.EOF && len(b) > 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil && len(b) > 0 {
+			return fmt.Errorf("peer: reading a block: %w", err)
+		}
+		if limit := r.e.cfg.Download; limit != nil && n > 0 {
+			if err := limit.WaitN(r.ctx, n); err != nil {
+				return fmt.Errorf("peer: waiting to download: %w", err)
+			}
+		}
+	}
+	return nil
+}

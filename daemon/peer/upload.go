@@ -1,0 +1,169 @@
+package peer
+
+import (
+	"slices"
+	"time"
+
+	pp "github.com/anacrolix/torrent/peer_protocol"
+)
+
+// block is part of a piece, as one REQUEST names it.
+type block struct{ index, begin, length int }
+
+func blockOf(m *pp.Message) block {
+	return block{int(m.Index), int(m.Begin), int(m.Length)}
+}
+
+// checkBlock checks what a peer says of a block.
+func (s *Swarm) checkBlock(b block) error {
+	if b.index >= s.layout.Count() {
+		return violation("block of piece %d of %d", b.index, s.layout.Count())
+	}
+	_, n := s.layout.Span(b.index)
+	if b.length <= 0 || b.length > MaxBlock || int64(b.begin) > n || int64(b.length) > n-int64(b.begin) {
+		return violation("block %d+%d of piece %d, which has %d bytes", b.begin, b.length, b.index, n)
+	}
+	return nil
+}
+
+// reject queues a REJECT. The caller holds mu.
+func (c *Conn) reject(b block) {
+	c.e.stats.rejected.Add(1)
+	c.put(pp.Message{Type: pp.Reject, Index: pp.Integer(b.index), Begin: pp.Integer(b.begin), Length: pp.Integer(b.length)})
+}
+
+// asked takes a request in or rejects it, and reports which.
+func (c *Conn) asked(b block) bool {
+	holds := c.s.holds(b.index)
+	c.mu.Lock()
+	if !holds || c.choking || c.closed || len(c.uploads) >= maxRequests {
+		c.reject(b)
+		c.mu.Unlock()
+		return false
+	}
+	if !c.e.slots.take(c) {
+		c.uploads = append(c.uploads, b)
+		c.refuse()
+		c.mu.Unlock()
+		c.e.slots.wait(c).granted()
+		return false
+	}
+	c.uploads = append(c.uploads, b)
+	c.nudge()
+	c.mu.Unlock()
+	return true
+}
+
+// refuse chokes the peer and rejects what it asked for. CHOKE comes first, so
+// that who learns of the REJECT knows that asking again is in vain. The
+// caller holds mu.
+func (c *Conn) refuse() {
+	c.choking = true
+	c.served = 0
+	c.put(pp.Message{Type: pp.Choke})
+	for _, b := range c.uploads {
+		c.reject(b)
+	}
+	c.uploads = c.uploads[:0]
+}
+
+// cancelled drops a request that was not begun. BEP 6 wants an answer to
+// each; one that was begun answers itself.
+func (c *Conn) cancelled(b block) {
+	c.mu.Lock()
+	i := slices.Index(c.uploads, b)
+	if i >= 0 {
+		c.uploads = slices.Delete(c.uploads, i, i+1)
+		c.reject(b)
+	}
+	c.mu.Unlock()
+	if i >= 0 {
+		c.drained()
+	}
+}
+
+// uninterested takes the peer out of the line. As only who stands in line is
+// choked, it may ask again when it likes.
+func (c *Conn) uninterested() {
+	c.e.slots.unline(c)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.choking {
+		c.choking = false
+		c.put(pp.Message{Type: pp.Unchoke})
+	}
+}
+
+// granted tells the peer that it has a slot. It loses it again if it does not
+// ask within Lend. A nil Conn is nobody to tell.
+func (c *Conn) granted() {
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.served = 0
+	if c.choking {
+		c.choking = false
+		c.put(pp.Message{Type: pp.Unchoke})
+	}
+	time.AfterFunc(c.e.cfg.Lend, c.drained)
+}
+
+// drained gives the slot up if the peer asks for nothing.
+func (c *Conn) drained() {
+	c.mu.Lock()
+	idle := len(c.uploads) == 0 && !c.sending
+	var next *Conn
+	if idle {
+		c.served = 0
+		next = c.e.slots.release(c)
+	}
+	c.mu.Unlock()
+	next.granted()
+}
+
+// lendSlot gives the slot up although a block is being sent: it takes long.
+func (c *Conn) lendSlot() { c.e.slots.release(c).granted() }
+
+// nextBlock returns the block to send now, if there is one.
+func (c *Conn) nextBlock(last int) (b block, ok bool) {
+	c.mu.Lock()
+	if len(c.uploads) == 0 {
+		c.mu.Unlock()
+		return b, false
+	}
+	b = c.uploads[0]
+	var next *Conn
+	switch {
+	case c.served >= c.e.cfg.Turn && b.index != last:
+		if next = c.e.slots.yield(c); next != nil {
+			c.refuse()
+			c.mu.Unlock()
+			next.granted()
+			return block{}, false
+		}
+	case !c.e.slots.take(c): // it was lent
+		c.refuse()
+		c.mu.Unlock()
+		c.e.slots.wait(c).granted()
+		return block{}, false
+	}
+	c.uploads = c.uploads[1:]
+	c.sending = true
+	c.mu.Unlock()
+	return b, true
+}
+
+// sent accounts for a block that was sent.
+func (c *Conn) sent(b block) {
+	c.e.stats.up.Add(int64(b.length))
+	c.mu.Lock()
+	c.sending = false
+	c.served += int64(b.length)
+	drained := len(c.uploads) == 0
+	c.mu.Unlock()
+	if drained {
+		c.drained()
+	}
+}
