@@ -33,8 +33,7 @@ func (c *Core) pumpImports(sw *swarm, r *ring) {
 		}
 		from := c.importSource(sw, r, p)
 		if from == nil {
-			l.queue = append(l.queue, int32(p))
-			return
+			return // all seeds stalled lately; the next tick tries again
 		}
 		c.mark(sw, r, p, assigned, to)
 		l.imports = append(l.imports, imported{piece: p, to: to, from: from, opened: c.now})
@@ -51,11 +50,30 @@ func (c *Core) importWindow(sw *swarm, r *ring) int {
 	return window * min(max(len(r.roll[rollSeed]), 1), 16)
 }
 
+// lender returns a ring with seeds whose pieces are not being dealt out, the
+// ring itself first. Seeds that are dealing serve their own ring alone:
+// others take each piece from whom it was dealt to, so that it leaves the
+// seed once and not once per zone.
+func (sw *swarm) lender(r *ring) *ring {
+	if sw.seeds == 0 || len(r.roll[rollSeed]) > 0 {
+		if sw.seeds == 0 {
+			return nil
+		}
+		return r
+	}
+	for _, other := range sw.rings {
+		if len(other.roll[rollSeed]) > 0 && other.ledger == nil {
+			return other
+		}
+	}
+	return nil
+}
+
 // nextImport returns a piece that is free in the ring and to be had from a
 // seed or from another ring, or -1.
 func (c *Core) nextImport(sw *swarm, r *ring) int {
 	l := r.ledger
-	if sw.seeds > 0 {
+	if sw.lender(r) != nil {
 		for ; l.cursor < sw.n; l.cursor++ {
 			if l.state[l.cursor] == free {
 				return l.cursor
@@ -73,21 +91,18 @@ func (c *Core) nextImport(sw *swarm, r *ring) int {
 	return -1
 }
 
-// importSource chooses whom to ask for a piece: the zone's seeds in turn,
-// else seeds elsewhere, else one that brought it into another zone.
+// importSource chooses whom to ask for a piece: seeds that lend it, else one
+// that brought it into another zone.
 func (c *Core) importSource(sw *swarm, r *ring, p int) *member {
-	if m := c.anySeed(r); m != nil {
-		return m
-	}
-	if sw.seeds > 0 {
-		at := c.rng.IntN(len(sw.rings))
-		for i := range sw.rings {
-			if m := c.anySeed(sw.rings[(at+i)%len(sw.rings)]); m != nil {
-				return m
-			}
+	if lender := sw.lender(r); lender != nil {
+		if m := c.anySeed(lender); m != nil {
+			return m
 		}
 	}
-	if rings := sw.held[p]; rings != 0 {
+	if sw.held == nil {
+		return nil
+	}
+	if rings := sw.held[p] &^ (1 << r.index); rings != 0 {
 		i := nthBit(rings, c.rng.IntN(bitCount(rings)))
 		return sw.rings[i].ledger.owner[p]
 	}
@@ -196,7 +211,7 @@ func (c *Core) tickImports(sw *swarm) {
 		}
 		for i := len(r.ledger.imports) - 1; i >= 0; i-- {
 			im := r.ledger.imports[i]
-			if c.expired(im.opened, im.renewed) {
+			if c.overdue(im.opened, im.renewed) {
 				im.to.cool = c.now + c.cfg.Cool
 				c.takeImport(r, i)
 			}

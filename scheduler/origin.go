@@ -35,6 +35,8 @@ const (
 	paceWorth = 12.0
 	// paceGain is what one more stream has to bring to stay.
 	paceGain = 1.1
+	// laggardAfter is how long a stream runs before it is compared.
+	laggardAfter = 1500 * time.Millisecond
 	// paceRest is how long the question is settled.
 	paceRest = 30 * time.Second
 )
@@ -289,26 +291,58 @@ func (c *Core) renew(m *member) {
 	}
 }
 
-// tickStreams takes runs from peers that make no progress, if somebody else
-// may try, and measures the pace.
+// tickStreams takes runs from peers that make no progress, or much less than
+// the others, if somebody else may try, and measures the pace.
 func (c *Core) tickStreams(sw *swarm) {
+	silent := 0
+	for _, s := range sw.streams {
+		if c.expired(s) {
+			silent++
+		}
+	}
+	able := sw.able()
 	for i := len(sw.streams) - 1; i >= 0; i-- {
 		s := sw.streams[i]
-		if !c.expired(s.opened, s.renewed) {
-			continue
+		switch {
+		case able == 1:
+		case c.expired(s):
+			// When all are silent it is the origin that stalls, most
+			// likely, and others would wait as well; so they get longer.
+			if silent > 1 && silent == len(sw.streams) && c.now < s.renewed+c.cfg.Cool {
+				continue
+			}
+			s.m.cool = c.now + c.cfg.Cool
+			c.take(s, Run{s.next, s.left()})
+			c.dropStream(sw, i)
+		case s.left() > c.cfg.SmallPieces/2 && c.laggard(sw, s):
+			// What it brings leaves it as slowly, so it keeps next to
+			// nothing.
+			s.m.cool = c.now + 4*c.cfg.Cool
+			keep := s.next + c.cfg.Lookahead
+			c.take(s, Run{keep, s.end - keep})
 		}
-		if sw.able() == 1 {
-			s.renewed = c.now
-			continue
-		}
-		s.m.cool = c.now + c.cfg.Cool
-		c.take(s, Run{s.next, s.left()})
-		c.dropStream(sw, i)
 	}
 	c.measure(sw)
 }
 
-func (c *Core) expired(opened, renewed time.Duration) bool {
+// laggard reports whether a stream is slower than half the mean of the others.
+func (c *Core) laggard(sw *swarm, s *stream) bool {
+	if c.now < s.opened+laggardAfter || len(sw.streams) < 2 || s.m.cool > c.now {
+		return false
+	}
+	others, n := 0.0, 0
+	for _, o := range sw.streams {
+		if o != s && c.now >= o.opened+laggardAfter {
+			others += o.rate(c.now)
+			n++
+		}
+	}
+	return n > 0 && others > 0 && s.rate(c.now) < others/float64(n)/2
+}
+
+func (c *Core) expired(s *stream) bool { return c.overdue(s.opened, s.renewed) }
+
+func (c *Core) overdue(opened, renewed time.Duration) bool {
 	if renewed == 0 {
 		return c.now >= opened+c.cfg.FirstByte
 	}

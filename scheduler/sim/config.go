@@ -36,8 +36,9 @@ type Config struct {
 	// Slow is the fraction of peers with a tenth of Rate.
 	Slow float64
 	// Churn is the fraction of peers lost per minute; each is replaced by a
-	// new one.
-	Churn float64
+	// new one. It goes on for ChurnFor.
+	Churn    float64
+	ChurnFor time.Duration
 	// RestartAt replaces the scheduler by an empty one, if not 0.
 	RestartAt time.Duration
 	// OutageAt cuts the origin off for OutageFor, if not 0.
@@ -54,7 +55,7 @@ func Default(peers int) Config {
 	return Config{
 		Seed: 1, Peers: peers, Size: 256 << 20, Rate: 25e6, OriginRate: 25e6,
 		Latency: 500 * time.Microsecond, JoinOver: 100 * time.Millisecond,
-		Zones: 1, Downloads: 2, Uploads: 2, Limit: 10 * time.Minute,
+		Zones: 1, Downloads: 2, Uploads: 2, ChurnFor: 30 * time.Second, Limit: 10 * time.Minute,
 		Core: scheduler.DefaultConfig(),
 	}
 }

@@ -379,9 +379,9 @@ func (w *world) heard(p *peer, q int) {
 		return
 	}
 	at := w.rng.IntN(k)
-	for i := 0; i < k && p.ups < w.cfg.Uploads && i < len(p.links); i++ {
+	for i := 0; i < k && w.mayUpload(p) && i < len(p.links); i++ {
 		n := w.peers[p.links[(at+i)%len(p.links)].id]
-		if n.downs < w.cfg.Downloads && !n.have.has(q) && !n.coming.has(q) {
+		if w.mayDownload(n) && !n.have.has(q) && !n.coming.has(q) {
 			w.try(n)
 		}
 	}
@@ -393,11 +393,34 @@ func (w *world) try(p *peer) {
 	if p.gone || p.count == w.n {
 		return
 	}
-	for p.downs+p.imports < w.cfg.Downloads {
+	for w.mayDownload(p) {
 		if !w.tryOne(p, nil) {
 			return
 		}
 	}
+}
+
+// extraSlots is how many transfers more than usual a peer has when those at
+// work leave a quarter of its link idle: they are held back at their other
+// ends. Without it, two receivers behind a thin link keep a fast sender from
+// serving anybody else.
+const extraSlots = 4
+
+func (w *world) mayUpload(p *peer) bool {
+	return p.ups < w.cfg.Uploads || p.ups < w.cfg.Uploads+extraSlots && w.idleLink(p.up)
+}
+
+func (w *world) mayDownload(p *peer) bool {
+	return p.downs < w.cfg.Downloads || p.downs < w.cfg.Downloads+extraSlots && w.idleLink(p.down)
+}
+
+func (w *world) idleLink(l int32) bool {
+	k := &w.net.links[l]
+	sum := 0.0
+	for _, id := range k.flows {
+		sum += w.net.flows[id].rate
+	}
+	return sum < 0.75*k.rate
 }
 
 // tryOne starts one transfer to p, from one given neighbour or from any.
@@ -407,7 +430,7 @@ func (w *world) tryOne(p, only *peer) bool {
 	var wanted [256]uint64
 	for _, n := range p.links {
 		src := w.peers[n.id]
-		if src.ups >= w.cfg.Uploads || only != nil && src != only || n.reserved && p.connected || k == len(can) || src.count == 0 {
+		if !w.mayUpload(src) || only != nil && src != only || n.reserved && p.connected || k == len(can) || src.count == 0 {
 			continue
 		}
 		useful := uint64(0)
@@ -460,22 +483,26 @@ func (w *world) tryOne(p, only *peer) bool {
 // serve fills the upload slots of p: assigned requests first, then neighbours
 // that want something, from a random one on.
 func (w *world) serve(p *peer) {
-	for p.ups < w.cfg.Uploads && len(p.asked) > 0 {
+	for w.mayUpload(p) && len(p.asked) > 0 {
 		a := p.asked[0]
 		p.asked = p.asked[1:]
 		dst := w.peers[a.from]
-		if !dst.gone && !dst.have.has(int(a.piece)) {
+		switch {
+		case dst.gone:
+		case dst.have.has(int(a.piece)):
+			dst.imports--
+		default:
 			w.transfer(p, dst, int(a.piece), true)
 		}
 	}
 	k := len(p.links)
-	if p.gone || k == 0 || p.ups >= w.cfg.Uploads {
+	if p.gone || k == 0 || !w.mayUpload(p) {
 		return
 	}
 	at := w.rng.IntN(k)
-	for i := 0; i < k && p.ups < w.cfg.Uploads; i++ {
+	for i := 0; i < k && w.mayUpload(p); i++ {
 		n := w.peers[p.links[(at+i)%k].id]
-		if n.downs+n.imports < w.cfg.Downloads && n.count < w.n && !n.gone {
+		if w.mayDownload(n) && n.count < w.n && !n.gone {
 			w.tryOne(n, p)
 		}
 	}

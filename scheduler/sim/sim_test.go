@@ -7,9 +7,13 @@ import (
 )
 
 var (
-	long  = flag.Bool("long", false, "run the big simulations too")
-	try   = flag.String("try", "", "run this one")
-	seeds = flag.Int("seeds", 3, "seeds of -try")
+	long    = flag.Bool("long", false, "run the big simulations too")
+	try     = flag.String("try", "", "run this one")
+	ups     = flag.Int("u", 2, "uploads")
+	downs   = flag.Int("d", 2, "downloads")
+	streams = flag.Int("streams", 4, "streams")
+	degree  = flag.Int("degree", 0, "degree")
+	seeds   = flag.Int("seeds", 3, "seeds of -try")
 )
 
 func TestTry(t *testing.T) {
@@ -55,9 +59,9 @@ func TestTry(t *testing.T) {
 			c.Churn = 0.1
 			return c
 		},
-		"restart16": func() Config { c := Default(16); c.RestartAt = 5 * time.Second; return c },
+		"restart16":  func() Config { c := Default(16); c.RestartAt = 5 * time.Second; return c },
 		"restart100": func() Config { c := Default(100); c.RestartAt = 5 * time.Second; return c },
-		"outage16":  func() Config { c := Default(16); c.OutageAt = 3 * time.Second; c.OutageFor = 5 * time.Second; return c },
+		"outage16":   func() Config { c := Default(16); c.OutageAt = 3 * time.Second; c.OutageFor = 5 * time.Second; return c },
 	}
 	if *try == "" {
 		t.Skip("no -try")
@@ -65,6 +69,12 @@ func TestTry(t *testing.T) {
 	for seed := range uint64(*seeds) {
 		cfg := runs[*try]()
 		cfg.Seed = seed
+		cfg.Uploads, cfg.Downloads, cfg.Core.Streams = *ups, *downs, *streams
+		cfg.Core.MaxStreams = max(cfg.Core.MaxStreams, *streams)
+		if *degree > 0 {
+			cfg.Core.Degree, cfg.Core.MaxDegree = *degree, *degree*3/2
+			cfg.Core.LargeDegree, cfg.Core.LargeMaxDegree = *degree, *degree*3/2
+		}
 		start := time.Now()
 		t.Log(Run(cfg), time.Since(start))
 	}

@@ -180,6 +180,9 @@ func (w *world) churnGap() time.Duration {
 
 // churn loses a peer and starts another.
 func (w *world) churn() {
+	if w.now > w.cfg.ChurnFor {
+		return
+	}
 	w.after(w.churnGap(), event{kind: evChurn})
 	for range 16 {
 		p := w.peers[w.rng.IntN(len(w.peers))]
