@@ -14,16 +14,17 @@ RUN go mod download
 COPY . .
 RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH \
     go build -trimpath -buildvcs=auto -ldflags "-s -w -X main.version=$VERSION" -o /out/shoal ./cmd/shoal && \
-    mkdir -m 0700 /out/data
+    mkdir /out/data
 
 FROM ${BASE_IMAGE}
-# The user of distroless' nonroot images. A data directory from the host must
-# belong to the user that the daemon runs as: with a hostPath of root's, run
-# the container as user 0; it needs no capability.
+# The user of distroless' nonroot images. A volume comes with whatever mode it
+# has; the data directory is one level below, and the daemon makes it its own.
+# A hostPath that belongs to root wants the container run as user 0; it needs
+# no capability.
 COPY --from=build --chown=65532:65532 /out/data /var/lib/shoal
 COPY --from=build /out/shoal /usr/bin/shoal
 USER 65532:65532
 VOLUME /var/lib/shoal
 EXPOSE 4400 4403
 ENTRYPOINT ["/usr/bin/shoal"]
-CMD ["daemon", "--data-dir", "/var/lib/shoal"]
+CMD ["daemon", "--data-dir", "/var/lib/shoal/data"]
