@@ -73,9 +73,9 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Seed:       1,
-		Degree:     8,
-		MaxDegree:  12,
-		LargeSwarm: 1000, LargeDegree: 12, LargeMaxDegree: 16,
+		Degree:     12,
+		MaxDegree:  16,
+		LargeSwarm: 400, LargeDegree: 16, LargeMaxDegree: 20,
 		Across:        2,
 		Streams:       4,
 		MaxStreams:    8,

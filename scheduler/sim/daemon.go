@@ -499,13 +499,42 @@ func (w *world) serve(p *peer) {
 	if p.gone || k == 0 || !w.mayUpload(p) {
 		return
 	}
-	at := w.rng.IntN(k)
-	for i := 0; i < k && w.mayUpload(p); i++ {
-		n := w.peers[p.links[(at+i)%k].id]
-		if w.mayDownload(n) && n.count < w.n && !n.gone {
-			w.tryOne(n, p)
+	// The one that lacks most comes first: left to chance, one in a hundred
+	// is overlooked until the end and makes the time of the last.
+	for w.mayUpload(p) {
+		var next *peer
+		ties := 0
+		for _, l := range p.links {
+			n := w.peers[l.id]
+			if n.count == w.n || n.gone || !w.mayDownload(n) || next != nil && n.count > next.count || !w.lacks(n, p) {
+				continue
+			}
+			if next == nil || n.count < next.count {
+				next, ties = n, 0
+			}
+			if ties++; w.rng.IntN(ties) == 0 {
+				next = n
+			}
+		}
+		if next == nil || !w.tryOne(next, p) {
+			return
 		}
 	}
+}
+
+// lacks reports whether src has what dst may ask it for.
+func (w *world) lacks(dst, src *peer) bool {
+	for _, l := range dst.links {
+		if l.id == src.id && l.reserved && dst.connected {
+			return false
+		}
+	}
+	for i, word := range src.have {
+		if word&^(dst.have[i]|dst.coming[i]) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // renew reports progress of assignments.
@@ -543,6 +572,9 @@ func (w *world) idle(p *peer) {
 // kill loses a peer with all that it was doing.
 func (w *world) kill(p *peer) {
 	p.gone = true
+	for len(p.links) > 0 {
+		w.unlink(p, w.peers[p.links[0].id])
+	}
 	for len(p.flows) > 0 {
 		f := w.detach(p.flows[0])
 		_, size := w.layout.Span(int(f.piece))
@@ -569,9 +601,7 @@ func (w *world) kill(p *peer) {
 		dst.imports--
 		dst.coming.unset(int(a.piece))
 	}
-	for len(p.links) > 0 {
-		w.unlink(p, w.peers[p.links[0].id])
-	}
+	p.asked = nil
 	w.tell(p, scheduler.Bye{})
 }
 
