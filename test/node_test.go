@@ -250,4 +250,3 @@ func hostOf(t *testing.T, rawURL string) string {
 	}
 	return u.Host
 }
-

@@ -274,14 +274,42 @@ func TestStoreTakesNothing(t *testing.T) {
 		f.read(r, 3*MiB, 3*MiB+10)
 		f.read(r, 4*MiB-10, 4*MiB)
 		r.Close()
+		// In portions, as a mirror asks, it is one stream all the same.
+		before := len(f.origin.calls())
+		r = f.open(0)
+		for off := int64(0); off < 4*MiB; off += MiB / 2 {
+			f.read(r, off, off+MiB/2)
+		}
+		r.Close()
+		if n := len(f.origin.calls()) - before; n != 1 {
+			t.Errorf("origin was asked %d times for one reader in portions", n)
+		}
 		// Wrong bytes are not delivered this way either.
 		f.origin.script = func(int, int64) behaviour { return behaviour{flip: 5} }
 		n, err := f.tryAll()
 		if bad := (*BadBlobError)(nil); !errors.As(err, &bad) || n >= 4*MiB {
 			t.Errorf("%d bytes delivered, %v", n, err)
 		}
-		if f.Stats().PassedThrough != 3 {
+		if f.Stats().PassedThrough != 4 {
 			t.Errorf("stats %+v", f.Stats())
+		}
+	})
+}
+
+// Who begins far into a blob that passes through gets what it asks for, but
+// not its end: nobody could tell whether that is right.
+func TestPassThroughFromTheMiddle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, 40*MiB, Config{})
+		f.mem.FailWrites(0, errors.New("disk full"))
+		r := f.open(30 * MiB)
+		defer r.Close()
+		f.read(r, 30*MiB, 39*MiB)
+		if n, err := r.CopyRange(t.Context(), io.Discard, 39*MiB, MiB); err == nil || n != 0 {
+			t.Errorf("%d bytes of an end that was not verified, %v", n, err)
+		}
+		if sent := f.origin.bytes(); sent > 10*MiB {
+			t.Errorf("origin sent %d bytes", sent)
 		}
 	})
 }

@@ -18,6 +18,7 @@ type Reader struct {
 
 	view    view
 	partial PartialReader // of the flight, unless the store took nothing
+	through *through      // the reader's own stream, once the store gave up
 }
 
 // Size returns the size of the blob in bytes.
@@ -26,6 +27,7 @@ func (r *Reader) Size() int64 { return r.size }
 // Close lets the blob go.
 func (r *Reader) Close() error {
 	var err error
+	r.hangUp()
 	if r.blob != nil {
 		err = r.blob.Close()
 	}
@@ -100,7 +102,7 @@ func (r *Reader) follow(ctx context.Context, w io.Writer, off, end int64) (writt
 		}
 		avail, err := r.flight.available(ctx, &r.view, off)
 		if errors.Is(err, errDirect) {
-			n, err := r.flight.direct.copy(ctx, r, w, off, end)
+			n, err := r.copyDirect(ctx, w, off, end)
 			return written + n, err
 		}
 		if err != nil {

@@ -40,7 +40,6 @@ func parseRange(s string) byteRange {
 	r := byteRange{last: -1}
 	if r.first, r.set = number(first); r.set && last != "" {
 		r.last, r.set = number(last)
-		r.set = r.set && r.last >= r.first
 	}
 	return r
 }
@@ -74,7 +73,7 @@ func (r byteRange) of(size int64) (span, error) {
 			return span{}, errUnsatisfiable
 		}
 		return span{size - n, n}, nil
-	case r.first >= size:
+	case r.first >= size, r.last >= 0 && r.last < r.first:
 		return span{}, errUnsatisfiable
 	case r.last < 0 || r.last >= size:
 		return span{r.first, size - r.first}, nil

@@ -146,3 +146,8 @@ func (got Content) is(want Descriptor) error {
 	}
 	return nil
 }
+
+func digestOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}

@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +21,9 @@ type DaemonConfig struct {
 	DefaultRegistry string
 	// Auth is the value of --auth; empty means open.
 	Auth string
+	// Descriptors is how many file descriptors the process may have; 0 leaves
+	// the limit of the test.
+	Descriptors int
 	// Extra flags come last.
 	Extra []string
 }
@@ -74,6 +79,11 @@ func (d *Daemon) start(t testing.TB) (*Process, error) {
 		args = append(args, "--default-registry", d.config.DefaultRegistry)
 	}
 	args = append(args, d.config.Extra...)
+	if n := d.config.Descriptors; n > 0 {
+		// Both limits: Go raises the soft one to the hard one.
+		args = append([]string{fmt.Sprintf("--nofile=%[1]d:%[1]d", n), binary}, args...)
+		binary = NeedProgram(t, "prlimit", "util-linux")
+	}
 	proc := d.node.Start(t, "shoal", d.node.Command(binary, args...))
 	return proc, proc.waitReady(func() error { return getOK("http://" + d.Admin + "/readyz") })
 }
@@ -102,6 +112,45 @@ func (d *Daemon) Restart(t testing.TB) {
 
 // Pid is the daemon's process id.
 func (d *Daemon) Pid() int { return d.proc.Pid() }
+
+// Exited says whether the daemon has ended, and how.
+func (d *Daemon) Exited() (bool, error) { return d.proc.Exited() }
+
+// Metric is the value of one series of the daemon, named as /metrics prints it,
+// with its labels.
+func (d *Daemon) Metric(series string) (float64, error) {
+	resp, err := probeClient.Get("http://" + d.Admin + "/metrics")
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return 0, fmt.Errorf("reading the daemon's metrics: %w", err)
+	}
+	for line := range strings.Lines(string(body)) {
+		if value, ok := strings.CutPrefix(line, series+" "); ok {
+			return strconv.ParseFloat(strings.TrimSpace(value), 64)
+		}
+	}
+	return 0, fmt.Errorf("the daemon has no metric %s", series)
+}
+
+// PeakMemory is the most memory that the process has had resident, in bytes
+// (VmHWM of proc(5)).
+func (d *Daemon) PeakMemory() (int64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.Pid()))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, fmt.Errorf("process %d has no VmHWM", d.Pid())
+}
 
 // daemonKnows says whether the daemon has a flag. The peer endpoint came later
 // than the mirror, and its default port is a fixed one.

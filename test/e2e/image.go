@@ -166,10 +166,15 @@ type file struct {
 
 // noise is a layer of n bytes that do not compress, the same in every run.
 func noise(seed byte, n int) []file {
+	return []file{{fmt.Sprintf("/noise-%d", seed), noiseBytes(seed, n)}}
+}
+
+// noiseBytes are n bytes that do not compress, the same in every run.
+func noiseBytes(seed byte, n int) []byte {
 	content := make([]byte, n)
 	source := rand.NewChaCha8([32]byte{seed})
 	_, _ = source.Read(content) // never fails
-	return []file{{fmt.Sprintf("/noise-%d", seed), content}}
+	return content
 }
 
 // imageOf is an OCI image whose entry point is /hello.

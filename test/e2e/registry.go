@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // Registry is Debian's docker-registry with two ways in, each counted by a tap
@@ -72,6 +74,23 @@ func (r *Registry) Push(t testing.TB, img *Image, repository, tag string) {
 	if err != nil {
 		t.Fatalf("pushing %s: %v", ref, err)
 	}
+}
+
+// PushBlob uploads content into a repository, without any manifest, past the
+// taps.
+func (r *Registry) PushBlob(t testing.TB, content []byte, repository string) Descriptor {
+	t.Helper()
+	repo, err := name.NewRepository(r.addr+"/"+repository, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layer := static.NewLayer(content, types.OCIUncompressedLayer)
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	if err := remote.WriteLayer(repo, layer, remote.WithTransport(transport)); err != nil {
+		t.Fatalf("pushing a blob to %s: %v", repo, err)
+	}
+	return Descriptor{Digest: digestOf(content), MediaType: string(types.OCIUncompressedLayer), Size: int64(len(content))}
 }
 
 // Stop takes the origin away, both ways in.
