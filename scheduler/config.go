@@ -73,8 +73,8 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Seed:       1,
-		Degree:     12,
-		MaxDegree:  16,
+		Degree:     8,
+		MaxDegree:  12,
 		LargeSwarm: 400, LargeDegree: 16, LargeMaxDegree: 20,
 		Across:        2,
 		Streams:       4,

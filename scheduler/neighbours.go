@@ -29,12 +29,11 @@ func (c *Core) degree(sw *swarm) (should, may int) {
 
 func (m *member) degree() int { return len(m.links) - int(m.cross) }
 
-// meet gives a new member its neighbours.
-//
-// Half of them are drawn by lot from all of the zone, so that the swarm has a
-// small diameter however it grew, the rest from those who have too few. With
-// the first alone the last to come would have half as many as the others;
-// with the second alone they would know only each other.
+// meet gives a new member its neighbours: drawn by lot from all of the zone,
+// so that the swarm has a small diameter however it grew; when those drawn
+// have enough of them, it steps between two that are neighbours. Without the
+// stepping between, the last to come have half as many as the others, and
+// the time of the last node is theirs.
 func (c *Core) meet(m *member) {
 	should, may := c.degree(m.swarm)
 	from := m.ring.roll[rollAll]
@@ -52,17 +51,17 @@ func (c *Core) meet(m *member) {
 			if m.degree() >= should {
 				break
 			}
-			limit := may
-			if m.degree() > should/2 {
-				limit = should
-			}
-			if other := c.draw(m, from, limit); other != nil {
+			if other := c.draw(m, from, may); other != nil {
 				c.link(m, other)
 			}
 		}
 	}
-	if m.degree() == 0 {
-		c.squeezeIn(m, from)
+	// A seed need not have neighbours; who wants the blob must.
+	for tries := 0; !m.complete && tries < should && m.degree() < min(should-1, len(from)-1); tries++ {
+		c.stepBetween(m, from)
+	}
+	if m.complete && m.degree() == 0 {
+		c.stepBetween(m, from)
 	}
 	c.reachOut(m)
 }
@@ -83,23 +82,21 @@ func (c *Core) draw(m *member, from []*member, limit int) *member {
 	return best
 }
 
-// squeezeIn puts a member between two that are neighbours, when everybody
-// that was drawn has enough of them. The swarm stays connected.
-func (c *Core) squeezeIn(m *member, from []*member) {
+// stepBetween puts a member between two that are neighbours, drawn by lot.
+// Their degrees stay, and the swarm stays connected.
+func (c *Core) stepBetween(m *member, from []*member) {
 	if len(from) == 0 {
 		return
 	}
 	at := c.rng.IntN(len(from))
-	for i := range min(len(from), 64) {
+	for i := range min(len(from), 16) {
 		a := from[(at+i)%len(from)]
-		if !linkable(m, a) {
+		if !linkable(m, a) || len(a.links) == 0 {
 			continue
 		}
-		if _, may := c.degree(m.swarm); a.degree() < may {
-			c.link(m, a)
-			return
-		}
-		for _, b := range a.links {
+		first := c.rng.IntN(len(a.links))
+		for j := range a.links {
+			b := a.links[(first+j)%len(a.links)]
 			if b.ring == a.ring && linkable(m, b) {
 				c.unlink(a, b)
 				c.link(m, a)

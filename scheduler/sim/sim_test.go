@@ -13,6 +13,7 @@ var (
 	downs   = flag.Int("d", 2, "downloads")
 	streams = flag.Int("streams", 4, "streams")
 	degree  = flag.Int("degree", 0, "degree")
+	may     = flag.Int("may", 0, "max degree")
 	seeds   = flag.Int("seeds", 3, "seeds of -try")
 )
 
@@ -72,8 +73,8 @@ func TestTry(t *testing.T) {
 		cfg.Uploads, cfg.Downloads, cfg.Core.Streams = *ups, *downs, *streams
 		cfg.Core.MaxStreams = max(cfg.Core.MaxStreams, *streams)
 		if *degree > 0 {
-			cfg.Core.Degree, cfg.Core.MaxDegree = *degree, *degree*3/2
-			cfg.Core.LargeDegree, cfg.Core.LargeMaxDegree = *degree, *degree*3/2
+			cfg.Core.Degree, cfg.Core.MaxDegree = *degree, *may
+			cfg.Core.LargeDegree, cfg.Core.LargeMaxDegree = *degree, *may
 		}
 		start := time.Now()
 		t.Log(Run(cfg), time.Since(start))
