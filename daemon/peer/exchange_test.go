@@ -36,6 +36,7 @@ func TestExchange(t *testing.T) {
 			if n, stalled := c.Progress(); n != int64(len(src.b)) || stalled != 0 {
 				t.Errorf("progress is %d bytes, stalled for %v", n, stalled)
 			}
+			waitFor(t, "the seed's books", func() bool { return seed.Stats().Uploaded == int64(len(src.b)) })
 			if up, down := seed.Stats(), leech.Stats(); up.Uploaded != int64(len(src.b)) || down.Downloaded != int64(len(src.b)) || down.Wasted != 0 {
 				t.Errorf("counted %+v and %+v", up, down)
 			}

@@ -88,26 +88,9 @@ func (e *Endpoint) receive(nc net.Conn) (c *Conn, err error) {
 	if h.id == e.cfg.ID {
 		return nil, errSelf
 	}
-	// The last connection of a swarm that was found takes it along. That
-	// may happen between the two steps, but hardly twice.
-	for range 3 {
-		s, err := e.lookup(h.hash)
-		if err != nil {
-			return nil, err
-		}
-		c = newConn(s, raw, nc, h.id, name, true)
-		err = s.admit(c)
-		if err == nil {
-			break
-		}
-		c.drop()
-		if !s.found || !errors.Is(err, ErrClosed) {
-			return nil, err
-		}
-		c = nil
-	}
-	if c == nil {
-		return nil, errUnknown
+	c, err = e.seat(h, raw, nc, name)
+	if err != nil {
+		return nil, err
 	}
 	if err := (hello{h.hash, e.cfg.ID}).send(nc, c.s.layout.Size()); err != nil {
 		c.drop()
@@ -115,6 +98,45 @@ func (e *Endpoint) receive(nc net.Conn) (c *Conn, err error) {
 	}
 	return c, nil
 }
+
+// seat lets a peer that dialed into the swarm that it asks for.
+func (e *Endpoint) seat(h hello, raw, nc net.Conn, name string) (*Conn, error) {
+	var last error
+	// What is in the way may be on its way out: the swarm that was found,
+	// with its last connection; the peer's own last connection, if it dials
+	// again at once. Hardly so twice.
+	for attempt := range 3 {
+		s, err := e.lookup(h.hash)
+		if err != nil {
+			return nil, err
+		}
+		c := newConn(s, raw, nc, h.id, name, true)
+		if err = s.admit(c); err == nil {
+			return c, nil
+		}
+		c.cancel()
+		s.leave(c)
+		last = err
+		var dup *duplicateError
+		switch {
+		case errors.As(err, &dup) && attempt == 0:
+			select {
+			case <-dup.old.gone:
+			case <-time.After(e.cfg.HandshakeTimeout / 10):
+			case <-e.ctx.Done():
+				return nil, ErrClosed
+			}
+		case !s.found || !errors.Is(err, ErrClosed):
+			return nil, err
+		}
+	}
+	return nil, last
+}
+
+// duplicateError says that there is a connection to the peer, which stays.
+type duplicateError struct{ old *Conn }
+
+func (e *duplicateError) Error() string { return "peer: there is a connection to " + e.old.String() }
 
 // drop undoes newConn and admit for a connection that does not get to run.
 func (c *Conn) drop() {

@@ -34,7 +34,7 @@ func (c *Conn) read() error {
 	// The buffer is for messages; payload goes past it.
 	r := &reader{Conn: c, br: bufio.NewReaderSize(c.nc, 4<<10)}
 	r.dec = pp.Decoder{R: r.br, MaxLength: maxExtended + 2}
-	r.deadline(c.e.cfg.HandshakeTimeout)
+	r.deadline(time.Now().Add(c.e.cfg.HandshakeTimeout))
 	for {
 		if err := r.message(); err != nil {
 			return err
@@ -43,18 +43,20 @@ func (c *Conn) read() error {
 }
 
 // deadline sets by when reads must end, to the second: setting it costs.
-func (r *reader) deadline(d time.Duration) {
-	until := time.Now().Add(d)
+func (r *reader) deadline(until time.Time) {
 	if diff := until.Sub(r.until); diff > time.Second || diff < -time.Second {
 		r.nc.SetReadDeadline(until)
 		r.until = until
 	}
 }
 
+// patience sets the deadline for a peer that may be silent for a while.
+func (r *reader) patience() { r.deadline(time.Now().Add(r.e.cfg.KeepAlive * 5 / 2)) }
+
 // awaitMessage waits for the first byte of a message.
 func (r *reader) awaitMessage() error {
 	if r.known {
-		r.deadline(r.e.cfg.KeepAlive * 5 / 2)
+		r.patience()
 	}
 	if _, err := r.br.Peek(1); err != nil {
 		return fmt.Errorf("peer: reading: %w", err)
@@ -68,8 +70,9 @@ func (r *reader) message() error {
 	if err := r.awaitMessage(); err != nil {
 		return err
 	}
-	if r.known && r.br.Buffered() < 4+1+8 {
-		r.deadline(r.e.cfg.MessageTimeout)
+	complete := time.Now().Add(r.e.cfg.MessageTimeout)
+	if r.known && r.br.Buffered() < pieceHeader {
+		r.deadline(complete)
 	}
 	b, err := r.br.Peek(4)
 	if err != nil {
@@ -91,7 +94,7 @@ func (r *reader) message() error {
 		return r.piece(length)
 	}
 	if r.known && r.br.Buffered() < 4+int(length) {
-		r.deadline(r.e.cfg.MessageTimeout)
+		r.deadline(complete)
 	}
 	var m pp.Message
 	if err := r.dec.Decode(&m); err != nil {
@@ -382,7 +385,7 @@ func (r *reader) piece(length uint32) error {
 // payload fills b.
 func (r *reader) payload(b []byte) error {
 	for len(b) > 0 {
-		r.deadline(r.e.cfg.KeepAlive * 5 / 2)
+		r.patience()
 		part := b
 		if limit := r.e.cfg.Download; limit != nil {
 			part = b[:min(len(b), limit.Burst())]

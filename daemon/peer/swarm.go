@@ -278,7 +278,7 @@ func (s *Swarm) admit(c *Conn) error {
 			continue
 		}
 		if !c.supersedes(old) {
-			return fmt.Errorf("peer: %s is connected already", c)
+			return &duplicateError{old}
 		}
 		old.Close(errors.New("peer: superseded by another connection of the same peer"))
 	}
