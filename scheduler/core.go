@@ -27,6 +27,7 @@ type Core struct {
 	epoch   uint64    // counts broadcasts
 	pending []*member // with news of neighbours that are not yet in out
 	out     []Out
+	batch   []Out // out of the step before, to be used again
 }
 
 // peer is one connected daemon.
@@ -132,8 +133,13 @@ func (c *Core) send(m *member, msg any) { c.sendPeer(m.peer, msg) }
 
 func (c *Core) sendPeer(p *peer, msg any) { c.out = append(c.out, Out{To: p.id, Msg: msg}) }
 
-// flush ends a step: news of neighbours go out, one message for each peer.
+// flush ends a step: news of neighbours, one message for each peer, go before
+// all else, so that a peer knows of a swarm before it is assigned anything.
 func (c *Core) flush() []Out {
+	if len(c.pending) == 0 {
+		return c.out
+	}
+	rest := len(c.out)
 	for i, m := range c.pending {
 		if m.news != nil && !m.gone {
 			m.news.Size = m.swarm.size
@@ -143,6 +149,9 @@ func (c *Core) flush() []Out {
 		c.pending[i] = nil
 	}
 	c.pending = c.pending[:0]
+	c.batch = append(append(c.batch[:0], c.out[rest:]...), c.out[:rest]...)
+	c.out, c.batch = c.batch, c.out
+	clear(c.batch)
 	return c.out
 }
 

@@ -207,7 +207,7 @@ func (c *Core) split(sw *swarm, active int) bool {
 			long = s
 		}
 	}
-	if long == nil || long.left() < max(c.cfg.SmallPieces/2, sw.n/16) || c.pickFetcher(sw) == nil {
+	if long == nil || long.left() < max(c.cfg.SmallPieces, sw.n/8) || c.pickFetcher(sw) == nil {
 		return false
 	}
 	// Each part as long as its stream is fast, as far as that is known.
@@ -327,7 +327,7 @@ func (c *Core) tickStreams(sw *swarm) {
 
 // laggard reports whether a stream is slower than half the mean of the others.
 func (c *Core) laggard(sw *swarm, s *stream) bool {
-	if c.now < s.opened+laggardAfter || len(sw.streams) < 2 || s.m.cool > c.now {
+	if c.now < s.opened+laggardAfter || len(sw.streams) < 2 || s.renewed == 0 || s.m.cool > c.now {
 		return false
 	}
 	others, n := 0.0, 0

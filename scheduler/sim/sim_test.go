@@ -11,7 +11,7 @@ var (
 	try     = flag.String("try", "", "run this one")
 	ups     = flag.Int("u", 2, "uploads")
 	downs   = flag.Int("d", 2, "downloads")
-	streams = flag.Int("streams", 4, "streams")
+	streams = flag.Int("streams", 3, "streams")
 	degree  = flag.Int("degree", 0, "degree")
 	may     = flag.Int("may", 0, "max degree")
 	seeds   = flag.Int("seeds", 3, "seeds of -try")

@@ -1,0 +1,164 @@
+package scheduler
+
+import (
+	"fmt"
+	"slices"
+)
+
+// check returns what is wrong inside a core: everything that must hold after
+// any message.
+func check(c *Core) error {
+	swarms, live := 0, 0
+	for _, list := range c.blobs {
+		for _, sw := range list {
+			swarms++
+			if sw.livePos >= 0 {
+				live++
+			}
+			if err := checkSwarm(c, sw); err != nil {
+				return fmt.Errorf("blob %s of %d bytes: %w", sw.blob, sw.size, err)
+			}
+		}
+	}
+	if swarms != c.swarms || live != len(c.live) {
+		return fmt.Errorf("counts %d swarms and %d live, has %d and %d", c.swarms, len(c.live), swarms, live)
+	}
+	streams := map[*source]int{}
+	for _, p := range c.peers {
+		n, load := 0, 0
+		for _, m := range p.list {
+			load += len(m.links)
+			for _, s := range m.swarm.streams {
+				if s.m == m {
+					n++
+					streams[m.src]++
+				}
+			}
+		}
+		if n != p.streams || load != p.load || len(p.list) != len(p.blobs) {
+			return fmt.Errorf("peer %s: streams %d counted as %d, load %d as %d, blobs %d as %d", p.id, n, p.streams, load, p.load, len(p.list), len(p.blobs))
+		}
+	}
+	for name, src := range c.sources {
+		if streams[src] != src.streams {
+			return fmt.Errorf("source %s: %d streams counted as %d", name, streams[src], src.streams)
+		}
+	}
+	return nil
+}
+
+func checkSwarm(c *Core, sw *swarm) error {
+	members, wanters, seeds := 0, 0, 0
+	busy, holders := make([]uint64, sw.n), make([]uint64, sw.n)
+	ledgers := 0
+	for _, r := range sw.rings {
+		members += len(r.roll[rollAll])
+		wanters += len(r.roll[rollWant])
+		seeds += len(r.roll[rollSeed])
+		for _, m := range r.roll[rollAll] {
+			if err := checkMember(c, m); err != nil {
+				return fmt.Errorf("peer %s: %w", m.peer.id, err)
+			}
+		}
+		l := r.ledger
+		if l == nil {
+			if n := len(r.roll[rollWant]); sw.n > 0 && n > 0 && len(r.roll[rollSeed]) == 0 {
+				return fmt.Errorf("zone %s: %d want it, no seed, no ledger", r.zone, n)
+			}
+			continue
+		}
+		ledgers++
+		free := 0
+		for p, st := range l.state {
+			owner := l.owner[p]
+			if (st == assigned || st == held) != (owner != nil) || owner != nil && (owner.gone || owner.ring != r) {
+				return fmt.Errorf("piece %d: state %d with owner %v", p, st, owner)
+			}
+			bit := uint64(1) << r.index
+			switch st {
+			case 0:
+				free++
+			case held:
+				holders[p] |= bit
+			case assigned:
+				if n := bearers(sw, r, p); n != 1 {
+					return fmt.Errorf("piece %d is assigned to %s and on its way %d times", p, owner.peer.id, n)
+				}
+			case doubted:
+				if !slices.ContainsFunc(sw.doubts, func(d doubt) bool { return d.ring == r && p >= d.run.First && p < d.run.End() }) {
+					return fmt.Errorf("piece %d is in doubt for ever", p)
+				}
+			}
+			if st != 0 {
+				busy[p] |= bit
+			}
+		}
+		if free != l.free {
+			return fmt.Errorf("%d pieces free, counted %d", free, l.free)
+		}
+		for p, st := range l.state {
+			// Free here and held elsewhere: it must be found again.
+			if st == 0 && holders[p] != 0 && seeds == 0 && sw.held[p] != 0 && !slices.Contains(l.queue, int32(p)) {
+				return fmt.Errorf("zone %s: piece %d is held elsewhere and forgotten here", r.zone, p)
+			}
+			if st == 0 && p < l.cursor {
+				return fmt.Errorf("zone %s: free piece %d is before the cursor", r.zone, p)
+			}
+		}
+	}
+	if members != sw.members || wanters != sw.wanters || seeds != sw.seeds {
+		return fmt.Errorf("members %d counted as %d, wanters %d as %d, seeds %d as %d", members, sw.members, wanters, sw.wanters, seeds, sw.seeds)
+	}
+	if ledgers > 0 {
+		for p := range sw.n {
+			if busy[p] != sw.busy[p] || holders[p] != sw.held[p] || (busy[p] != 0) != sw.open.Has(p) {
+				return fmt.Errorf("piece %d: masks %b %b, want %b %b", p, sw.busy[p], sw.held[p], busy[p], holders[p])
+			}
+			if busy[p] == 0 && p < sw.from {
+				return fmt.Errorf("piece %d is open before %d", p, sw.from)
+			}
+		}
+	}
+	return nil
+}
+
+// bearers counts the streams and imports that are to bring a piece to a ring.
+func bearers(sw *swarm, r *ring, p int) int {
+	n := 0
+	owner := r.ledger.owner[p]
+	for _, s := range sw.streams {
+		if s.m == owner && p >= s.next && p < s.end {
+			n++
+		}
+	}
+	for _, im := range r.ledger.imports {
+		if im.piece == p && im.to == owner {
+			n++
+		}
+	}
+	return n
+}
+
+func checkMember(c *Core, m *member) error {
+	cross := 0
+	for i, other := range m.links {
+		switch {
+		case other == m || other.gone || other.swarm != m.swarm:
+			return fmt.Errorf("link to itself, to one gone, or to another swarm")
+		case slices.Contains(m.links[:i], other):
+			return fmt.Errorf("two links to %s", other.peer.id)
+		case !slices.Contains(other.links, m):
+			return fmt.Errorf("%s does not link back", other.peer.id)
+		case m.complete && other.complete:
+			return fmt.Errorf("linked to %s, both complete", other.peer.id)
+		}
+		if other.ring != m.ring {
+			cross++
+		}
+	}
+	most := max(c.cfg.MaxDegree, c.cfg.LargeMaxDegree) + 2
+	if cross != int(m.cross) || m.degree() > most || cross > 3*c.cfg.Across {
+		return fmt.Errorf("%d links, %d across (counted %d)", len(m.links), cross, m.cross)
+	}
+	return nil
+}
