@@ -21,6 +21,7 @@ import (
 const (
 	envShoal       = "E2E_SHOAL"       // path of a shoal binary
 	envContainerd2 = "E2E_CONTAINERD2" // directory with containerd, ctr and the shim
+	envBuildKit    = "E2E_BUILDKIT"    // directory with buildkitd and buildctl
 )
 
 // built keeps what was built once for this run of the test binary; [Main]
@@ -118,49 +119,61 @@ func repositoryRoot() (string, error) {
 	return filepath.Join(here, "..", ".."), nil
 }
 
-// containerd2Tags leaves out what the tests do not use; each saves build time.
-const containerd2Tags = "no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing"
+// module is a Go module of its own, in a directory beside this file, that pins
+// programs of others by its tool lines. Building them takes minutes, so they are
+// kept in the user's cache directory, keyed by what goes into them.
+type module struct {
+	name string
+	tags string // what to leave out, to save build time
+	env  string // environment variable with a directory to use instead
+}
 
-// containerd2Binaries builds containerd, ctr and the shim of the 2.x line that
-// containerd2/go.mod pins. That takes minutes, so they are kept in the user's
-// cache directory, keyed by what goes into them.
-var containerd2Binaries = sync.OnceValues(func() (string, error) {
-	if dir := os.Getenv(envContainerd2); dir != "" {
+// containerd2Binaries is the directory of containerd, ctr and the shim of the 2.x
+// line.
+var containerd2Binaries = sync.OnceValues(module{
+	name: "containerd2", tags: "no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing", env: envContainerd2,
+}.binaries)
+
+// buildkitBinaries is the directory of buildkitd and buildctl.
+var buildkitBinaries = sync.OnceValues(module{name: "buildkit", env: envBuildKit}.binaries)
+
+func (m module) binaries() (string, error) {
+	if dir := os.Getenv(m.env); dir != "" {
 		return filepath.Abs(dir)
 	}
 	here, err := sourceDir()
 	if err != nil {
 		return "", err
 	}
-	module := filepath.Join(here, "containerd2")
-	key, err := containerd2Key(module)
+	source := filepath.Join(here, m.name)
+	key, err := m.key(source)
 	if err != nil {
 		return "", err
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return "", fmt.Errorf("looking for a place to keep containerd 2: %w", err)
+		return "", fmt.Errorf("looking for a place to keep %s: %w", m.name, err)
 	}
-	dir := filepath.Join(cache, "shoal-e2e", "containerd2-"+key)
-	return dir, buildContainerd2(module, dir)
-})
+	dir := filepath.Join(cache, "shoal-e2e", m.name+"-"+key)
+	return dir, m.build(source, dir)
+}
 
-func containerd2Key(module string) (string, error) {
+func (m module) key(source string) (string, error) {
 	hash := sha256.New()
 	for _, name := range []string{"go.mod", "go.sum"} {
-		b, err := os.ReadFile(filepath.Join(module, name))
+		b, err := os.ReadFile(filepath.Join(source, name))
 		if err != nil {
-			return "", fmt.Errorf("reading what pins containerd 2: %w", err)
+			return "", fmt.Errorf("reading what pins %s: %w", m.name, err)
 		}
 		hash.Write(b)
 	}
-	fmt.Fprint(hash, containerd2Tags, runtime.GOARCH, runtime.Version())
+	fmt.Fprint(hash, m.tags, runtime.GOARCH, runtime.Version())
 	return hex.EncodeToString(hash.Sum(nil))[:16], nil
 }
 
-// buildContainerd2 fills dir, once: two test binaries at the same time wait for
-// each other, and a build that was cut short leaves no dir behind.
-func buildContainerd2(module, dir string) error {
+// build fills dir, once: two test binaries at the same time wait for each other,
+// and a build that was cut short leaves no dir behind.
+func (m module) build(source, dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
@@ -180,11 +193,11 @@ func buildContainerd2(module, dir string) error {
 		return err
 	}
 	defer os.RemoveAll(partial)
-	cmd := exec.Command("go", "build", "-trimpath", "-tags", containerd2Tags, "-o", partial+"/", "tool")
-	cmd.Dir = module
+	cmd := exec.Command("go", "build", "-trimpath", "-tags", m.tags, "-o", partial+"/", "tool")
+	cmd.Dir = source
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if b, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building containerd 2: %w\n%s", err, b)
+		return fmt.Errorf("building %s: %w\n%s", m.name, err, b)
 	}
 	return os.Rename(partial, dir)
 }

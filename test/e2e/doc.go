@@ -1,6 +1,6 @@
 // Package e2e runs Shoal between real container runtimes and a real registry:
-// containerd of two lines, skopeo and docker-registry, each as a process of its
-// own. Nothing here is faked, and nothing here reaches beyond the machine.
+// containerd of two lines, podman, skopeo, Docker, BuildKit and docker-registry,
+// each as a process of its own. Nothing here is faked, and nothing here reaches beyond the machine.
 //
 // The package is a harness and the tests that use it. The harness starts
 // processes on a [Node], waits for them by condition, prints their logs when a
