@@ -294,7 +294,7 @@ func TestTagsAndReferrers(t *testing.T) {
 	n := startNode(t, o)
 
 	a := n.get(fmt.Sprintf("/v2/app/referrers/%s?ns=%s", image.Manifest.Digest, upstream))
-	if a.StatusCode != 200 || a.Header.Get("Content-Type") != v1.MediaTypeImageIndex || !bytes.Contains(a.body, []byte(referrer)) {
+	if a.StatusCode != 200 || a.Header.Get("Content-Type") != v1.MediaTypeImageIndex || !bytes.Contains(a.body, []byte(referrer)) || !bytes.Contains(a.body, []byte(`"artifactType":"x/sig"`)) {
 		t.Errorf("referrers: %d %v %s", a.StatusCode, a.Header, a.body)
 	}
 

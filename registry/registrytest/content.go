@@ -2,6 +2,7 @@ package registrytest
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -23,6 +24,9 @@ type manifest struct {
 	mediaType string
 	body      []byte
 	subject   digest.Digest // of the manifest that this one refers to, or ""
+	// What a list of referrers says of it, beside its descriptor.
+	artifactType string
+	annotations  map[string]string
 }
 
 type repository struct {
@@ -81,11 +85,16 @@ func (o *Origin) Remove(repo string, d digest.Digest) {
 func (o *Origin) AddManifest(repo, tag, mediaType string, body []byte) digest.Digest {
 	d := digest.FromBytes(body)
 	var doc struct {
-		Subject *v1.Descriptor `json:"subject"`
+		Subject      *v1.Descriptor    `json:"subject"`
+		ArtifactType string            `json:"artifactType"`
+		Config       v1.Descriptor     `json:"config"`
+		Annotations  map[string]string `json:"annotations"`
 	}
 	m := manifest{mediaType: mediaType, body: body}
 	if json.Unmarshal(body, &doc) == nil && doc.Subject != nil {
 		m.subject = doc.Subject.Digest
+		m.artifactType = cmp.Or(doc.ArtifactType, doc.Config.MediaType)
+		m.annotations = doc.Annotations
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -252,7 +261,10 @@ func (o *Origin) listReferrers(repo string, subject digest.Digest) []v1.Descript
 	if r := o.repos[repo]; r != nil {
 		for d, m := range r.manifests {
 			if m.subject == subject {
-				out = append(out, v1.Descriptor{MediaType: m.mediaType, Digest: d, Size: int64(len(m.body))})
+				out = append(out, v1.Descriptor{
+					MediaType: m.mediaType, Digest: d, Size: int64(len(m.body)),
+					ArtifactType: m.artifactType, Annotations: m.annotations,
+				})
 			}
 		}
 	}
