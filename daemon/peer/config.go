@@ -40,10 +40,14 @@ type Config struct {
 	Turn int64
 	// Block is the length in bytes of the blocks in which pieces are asked
 	// for: at most MaxBlock. Long blocks save CPU, short ones let HAVE and
-	// REJECT overtake payload sooner. Default 256 KiB; see the benchmark.
+	// REJECT overtake payload sooner. Default 512 KiB: measured one to one
+	// over loopback, CPU seconds per GiB for both ends, are 3.2 with 16 KiB,
+	// 2.1 with 64 and 128 KiB, 2.0 with 256 KiB, 1.9 with 512 KiB and the
+	// same from there to whole pieces (BenchmarkExchange).
 	Block int
 	// Queue is how many pieces may be asked for at once on one connection.
-	// Default 16.
+	// Two keep it busy where the round trip is shorter than a piece takes;
+	// more than four gain nothing over loopback. Default 16.
 	Queue int
 
 	// HandshakeTimeout is for all that comes before the first piece is
@@ -85,7 +89,7 @@ func (c *Config) setDefaults() {
 	def(&c.PerHost, 128)
 	def(&c.Slots, 4)
 	def(&c.Turn, 4<<20)
-	def(&c.Block, 256<<10)
+	def(&c.Block, 512<<10)
 	def(&c.Queue, 16)
 	def(&c.HandshakeTimeout, 5*time.Second)
 	def(&c.MessageTimeout, 10*time.Second)

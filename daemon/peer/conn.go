@@ -37,7 +37,7 @@ type Conn struct {
 	gone     chan struct{} // closed when both goroutines have ended
 	wake     chan struct{} // tells the writer that there may be work
 	messages *rate.Limiter // what the peer may send but payload
-	lend     *time.Timer   // of the block that is being sent
+	lend     *time.Timer   // calls lendSlot
 
 	received atomic.Int64 // payload, bytes
 	heard    atomic.Int64 // when the peer last sent anything, after began
@@ -53,8 +53,11 @@ type Conn struct {
 	// What the peer may do here:
 	choking bool    // it is choked
 	uploads []block // asked for and not begun
-	sending bool    // a block is being sent
+	sending bool    // a block is being sent, since sendBegan
+	lending bool    // lend is set
 	served  int64   // bytes since it got its slot
+
+	sendBegan time.Time
 
 	// What the peer is and lets this node do:
 	introduced bool // its extension handshake came

@@ -73,6 +73,7 @@ func (e *Endpoint) receive(nc net.Conn) (c *Conn, err error) {
 	nc.SetDeadline(deadline)
 	defer func() { e.blame(err) }()
 	raw, name := nc, ""
+	tune(nc)
 	if e.cfg.TLS != nil {
 		t := tls.Server(nc, e.cfg.TLS)
 		if err := t.Handshake(); err != nil {
@@ -158,6 +159,7 @@ func (s *Swarm) introduce(ctx context.Context, nc net.Conn, name string) (c *Con
 	}()
 	nc.SetDeadline(time.Now().Add(e.cfg.HandshakeTimeout))
 	raw, proven := nc, ""
+	tune(nc)
 	if e.cfg.TLS != nil {
 		cfg := e.cfg.TLS.Clone()
 		cfg.ServerName = name

@@ -40,3 +40,22 @@ func writeMore(nc net.Conn, b []byte) error {
 	}
 	return sendErr
 }
+
+// unsent is how many bytes that TCP cannot send yet may pile up in a socket.
+// By itself a socket takes megabytes, and HAVE would wait behind them.
+const unsent = 256 << 10
+
+// tune bounds what piles up in the socket. It is no harm where it fails.
+func tune(nc net.Conn) {
+	tcp, ok := nc.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent)
+	})
+}

@@ -123,8 +123,24 @@ func (c *Conn) drained() {
 	next.granted()
 }
 
-// lendSlot gives the slot up although a block is being sent: it takes long.
-func (c *Conn) lendSlot() { c.e.slots.release(c).granted() }
+// lendSlot gives the slot up although a block is being sent, if that takes
+// long. It looks once per Lend while blocks are being sent.
+func (c *Conn) lendSlot() {
+	c.mu.Lock()
+	var next *Conn
+	left := c.e.cfg.Lend - time.Since(c.sendBegan)
+	switch {
+	case !c.sending || c.closed:
+		c.lending = false
+	case left > 0:
+		c.lend.Reset(left)
+	default:
+		c.lending = false
+		next = c.e.slots.release(c)
+	}
+	c.mu.Unlock()
+	next.granted()
+}
 
 // nextBlock returns the block to send now, if there is one.
 func (c *Conn) nextBlock(last int) (b block, ok bool) {
@@ -150,7 +166,11 @@ func (c *Conn) nextBlock(last int) (b block, ok bool) {
 		return block{}, false
 	}
 	c.uploads = c.uploads[1:]
-	c.sending = true
+	c.sending, c.sendBegan = true, time.Now()
+	if !c.lending {
+		c.lending = true
+		c.lend.Reset(c.e.cfg.Lend)
+	}
 	c.mu.Unlock()
 	return b, true
 }

@@ -25,6 +25,7 @@ type writer struct {
 	buf    bytes.Buffer // being written
 	reader Reader       // nil if not open
 	last   int          // piece of the last block
+	until  time.Time    // the deadline that is set
 }
 
 // write sends what is queued until the connection is closed.
@@ -63,8 +64,18 @@ func (w *writer) takeOut() error {
 	return nil
 }
 
+// deadline sets by when a write must end, to the second: a timer that is moved
+// for each block shows in the profile.
+func (w *writer) deadline() {
+	until := time.Now().Add(w.e.cfg.WriteTimeout)
+	if until.Sub(w.until) > time.Second {
+		w.nc.SetWriteDeadline(until)
+		w.until = until
+	}
+}
+
 func (w *writer) flush() error {
-	w.nc.SetWriteDeadline(time.Now().Add(w.e.cfg.WriteTimeout))
+	w.deadline()
 	_, err := w.nc.Write(w.buf.Bytes())
 	w.buf.Reset()
 	if err != nil {
@@ -121,8 +132,7 @@ func (w *writer) block(b block) error {
 	binary.BigEndian.PutUint32(header[9:], uint32(b.begin))
 	w.buf.Write(header[:])
 
-	w.nc.SetWriteDeadline(time.Now().Add(w.e.cfg.WriteTimeout))
-	w.lend.Reset(w.e.cfg.Lend)
+	w.deadline()
 	err := writeMore(w.nc, w.buf.Bytes())
 	w.buf.Reset()
 	if err != nil {
@@ -131,7 +141,6 @@ func (w *writer) block(b block) error {
 	if err := w.payload(b); err != nil {
 		return err
 	}
-	w.lend.Stop()
 	w.last = b.index
 	w.sent(b)
 	return nil
