@@ -109,14 +109,22 @@ func (w *countingWriter) Write(p []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
+	// Counted before they leave, so that a client that has them finds them
+	// counted.
+	w.count(len(p))
 	n, err := w.ResponseWriter.Write(p)
-	if w.status/100 == 2 && (w.s.kind == Blob || w.s.kind == Store || w.s.kind == Manifest) {
-		w.c.mu.Lock()
-		w.c.sent[w.s.digest] += int64(n)
-		w.c.total += int64(n)
-		w.c.mu.Unlock()
-	}
+	w.count(n - len(p))
 	return n, err
+}
+
+func (w *countingWriter) count(n int) {
+	if n == 0 || w.status/100 != 2 || w.s.kind != Blob && w.s.kind != Store && w.s.kind != Manifest {
+		return
+	}
+	w.c.mu.Lock()
+	defer w.c.mu.Unlock()
+	w.c.sent[w.s.digest] += int64(n)
+	w.c.total += int64(n)
 }
 
 // Unwrap lets http.ResponseController flush and hijack.
