@@ -198,7 +198,7 @@ func (c *Core) join(p *peer, j Join) {
 		c.refuse(p, j.Blob, why)
 		return
 	}
-	if j.Again && sw.members == 0 {
+	if j.Again && sw.wanters == 0 {
 		sw.settled = c.now + c.cfg.Settle
 	}
 	m := &member{peer: p, swarm: sw, want: true, origin: j.Origin, src: c.source(j.Source)}

@@ -18,7 +18,7 @@ const importBytes = 8 << 20
 // pumpImports assigns pieces that are to come from seeds or other zones.
 func (c *Core) pumpImports(sw *swarm, r *ring) {
 	l := r.ledger
-	if l.free == 0 {
+	if l.free == 0 || c.now < sw.settled {
 		return
 	}
 	window := c.importWindow(sw, r)

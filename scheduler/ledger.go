@@ -188,7 +188,7 @@ func (c *Core) adopt(m *member, have []byte, bringing []Run) {
 	if !m.origin {
 		return
 	}
-	for _, run := range bringing[:min(len(bringing), 8)] {
+	for _, run := range bringing[:min(len(bringing), 64)] {
 		if run = sw.clip(run); run.Count == 0 {
 			continue
 		}
