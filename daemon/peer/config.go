@@ -125,6 +125,11 @@ func (c *Config) validate() error {
 	if c.Block < MinBlock || c.Block > MaxBlock {
 		return fmt.Errorf("peer: Block is %d, must be from %d to %d", c.Block, MinBlock, MaxBlock)
 	}
+	for _, limit := range []*rate.Limiter{c.Upload, c.Download} {
+		if limit != nil && limit.Burst() <= 0 {
+			return errors.New("peer: a rate limit without burst lets nothing pass")
+		}
+	}
 	if c.TLS == nil {
 		return nil
 	}

@@ -39,6 +39,8 @@ type Conn struct {
 	messages *rate.Limiter // what the peer may send but payload
 	lend     *time.Timer   // calls lendSlot
 
+	throttled atomic.Bool // a block waits for the upload limit
+
 	received atomic.Int64 // payload, bytes
 	heard    atomic.Int64 // when the peer last sent anything, after began
 	paid     atomic.Int64 // when it last sent payload, after began

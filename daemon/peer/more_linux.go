@@ -43,7 +43,7 @@ func writeMore(nc net.Conn, b []byte) error {
 
 // unsent is how many bytes that TCP cannot send yet may pile up in a socket.
 // By itself a socket takes megabytes, and HAVE would wait behind them.
-const unsent = 256 << 10
+const unsent = 512 << 10
 
 // tune bounds what piles up in the socket. It is no harm where it fails.
 func tune(nc net.Conn) {

@@ -209,7 +209,7 @@ func TestRates(t *testing.T) {
 	limit := func() *rate.Limiter { return rate.NewLimiter(64<<10, 64<<10) }
 	for name, cfg := range map[string]Config{"upload": {Upload: limit()}, "download": {Download: limit()}} {
 		t.Run(name, func(t *testing.T) {
-			cfg.WriteTimeout = time.Hour
+			cfg.WriteTimeout = 2500 * time.Millisecond // the whole takes longer
 			piped(t, cfg, func(e *Endpoint, s *script, src *content, ev events) {
 				s.pipeGreet(src)
 				start := time.Now()

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/shoalproject/shoal/piece"
 )
 
@@ -117,7 +119,7 @@ func TestTLSConfigRefused(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	for _, cfg := range []Config{{Block: 1}, {Block: MaxBlock + 1}, {Slots: -1}, {Queue: -1}} {
+	for _, cfg := range []Config{{Block: 1}, {Block: MaxBlock + 1}, {Slots: -1}, {Queue: -1}, {Upload: rate.NewLimiter(1, 0)}} {
 		if _, err := New(cfg); err == nil {
 			t.Errorf("%+v: accepted", cfg)
 		}

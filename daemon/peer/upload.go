@@ -134,6 +134,8 @@ func (c *Conn) lendSlot() {
 		c.lending = false
 	case left > 0:
 		c.lend.Reset(left)
+	case c.throttled.Load():
+		c.lend.Reset(c.e.cfg.Lend)
 	default:
 		c.lending = false
 		next = c.e.slots.release(c)

@@ -154,9 +154,13 @@ func (w *writer) payload(b block) error {
 		n := left
 		if limit := w.e.cfg.Upload; limit != nil {
 			n = min(n, int64(limit.Burst()))
-			if err := limit.WaitN(w.ctx, int(n)); err != nil {
+			w.throttled.Store(true) // which is not the peer's fault
+			err := limit.WaitN(w.ctx, int(n))
+			w.throttled.Store(false)
+			if err != nil {
 				return fmt.Errorf("peer: waiting to upload: %w", err)
 			}
+			w.deadline()
 		}
 		m, err := w.reader.CopyRange(w.nc, off, n)
 		if err == nil && m < n {
