@@ -194,12 +194,12 @@ func (c *Core) adopt(m *member, have []byte, bringing []Run) {
 		}
 		// Adopt the part of it that is nobody else's.
 		for p := run.First; p < run.End(); {
-			if sw.busy[p] != 0 {
+			if l.state[p] != free {
 				p++
 				continue
 			}
 			first := p
-			for ; p < run.End() && sw.busy[p] == 0; p++ {
+			for ; p < run.End() && l.state[p] == free; p++ {
 				c.mark(sw, r, p, assigned, m)
 			}
 			c.addStream(m, Run{first, p - first})
