@@ -43,17 +43,21 @@ type doubt struct {
 }
 
 // deal opens the ring's ledger if its pieces have to be dealt out: always
-// without a seed in the zone; with seeds, as long as they are less than twice
-// as many as those who want the blob. With more, everybody can fetch from
-// seeds as he likes.
+// without a seed in the zone; with seeds, as long as more want the blob than
+// hold it. With as many, everybody can fetch from seeds as he likes.
 func (c *Core) deal(sw *swarm, r *ring) {
 	wanters, seeds := len(r.roll[rollWant]), len(r.roll[rollSeed])
-	if r.ledger != nil || wanters == 0 || sw.n == 0 || seeds >= 2*wanters {
+	if r.ledger != nil || wanters == 0 || sw.n == 0 || seeds >= wanters {
 		return
 	}
 	c.openLedger(sw, r)
-	if seeds > 0 {
-		c.ration(r)
+	if seeds == 0 {
+		return
+	}
+	c.ration(r)
+	// Those who came before took what they liked, so far.
+	for _, m := range r.roll[rollWant][:wanters-1] {
+		c.send(m, &Ask{Blob: sw.blob, Runs: []Run{{0, sw.n}}})
 	}
 }
 
