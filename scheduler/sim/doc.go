@@ -20,7 +20,9 @@
 //
 // They follow section 5.2 of the design: what is assigned first, in order;
 // then the rarest piece among those that neighbours with a free upload slot
-// have, ties by lot; Downloads and Uploads transfers at once. A queue ahead is
+// have, ties by lot; Downloads and Uploads transfers at once, and a few more
+// while they leave the peer's own link idle; an uploader serves who lacks most
+// first. A queue ahead is
 // modelled by leaving no gap between two transfers to the same busy peer; one
 // that was idle pays the latency. A piece is visible to others when it is
 // verified.
