@@ -50,9 +50,11 @@ func (nw *Network) NewNode(t testing.TB, name string) *Node {
 	link := nw.Link(nw.nodes)
 	addr := nw.address(nw.nodes + 1)
 	nw.mustIP(t, "netns", "add", netns)
-	// The link goes with its other end.
 	t.Cleanup(func() { nw.undo(t, "netns", "delete", netns) })
 	nw.mustIP(t, "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", netns)
+	// It would go with the namespace, but some time after that is deleted, and
+	// the next network of this process takes the same name.
+	t.Cleanup(func() { nw.undo(t, "link", "delete", link) })
 	nw.mustIP(t, "link", "set", link, "master", nw.id, "up")
 	nw.mustIP(t, "-n", netns, "address", "add", addr+"/24", "dev", "eth0")
 	nw.mustIP(t, "-n", netns, "link", "set", "eth0", "up")
