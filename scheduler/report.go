@@ -19,7 +19,7 @@ const maxShun = 8
 // many pieces of it.
 const (
 	missingRest = time.Second
-	missingMost = 64
+	missingMost = 8
 )
 
 func (c *Core) banned(id PeerID) bool {

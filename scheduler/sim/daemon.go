@@ -330,8 +330,9 @@ func (w *world) finish(id int32) {
 	}
 	src.ups--
 	dst.downs--
-	w.try(dst)
+	// The slot goes to who lacks most, not to who had it.
 	w.serve(src)
+	w.try(dst)
 }
 
 // verified makes a piece visible.
@@ -562,9 +563,12 @@ func (w *world) idle(p *peer) {
 	}
 	var runs []scheduler.Run
 	for q := 0; q < w.n && len(runs) < 64; q++ {
-		if !p.have.has(q) && !p.coming.has(q) {
+		if !p.have.has(q) && !p.coming.has(q) && p.avail[q] == 0 {
 			runs = append(runs, scheduler.Run{First: q, Count: 1})
 		}
+	}
+	if len(runs) == 0 {
+		return
 	}
 	w.tell(p, scheduler.Missing{Blob: blob, Runs: runs})
 }
