@@ -177,6 +177,10 @@ func TestDiskFillsUp(t *testing.T) {
 	n.blob(held)
 	n.settled()
 	fill := func() {
+		eventually(t, "the store takes the blob", func() bool {
+			begun, err := filepath.Glob(filepath.Join(dir, "partial", "*.journal"))
+			return err == nil && len(begun) > 0
+		})
 		f, err := os.Create(filepath.Join(filepath.Dir(dir), "other"))
 		if err != nil {
 			t.Error(err)

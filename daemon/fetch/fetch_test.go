@@ -219,6 +219,42 @@ func TestLastReaderLeaves(t *testing.T) {
 	})
 }
 
+// All pieces are left from before, and only the digest is to be verified: the
+// origin need not be asked.
+func TestAllPiecesAreLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, MiB, Config{})
+		p, err := f.mem.Partial(f.digest, MiB)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range p.Layout().Count() {
+			w, err := p.Piece(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			off, n := p.Layout().Span(i)
+			if _, err := w.Write(f.blob[off : off+n]); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Commit(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := p.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Open(t.Context(), Request{Digest: f.digest, Source: f.origin}); !errors.Is(err, ErrUnproven) {
+			t.Errorf("without proof: %v", err)
+		}
+		f.readAll()
+		synctest.Wait()
+		if len(f.origin.calls()) != 0 || !f.stored() {
+			t.Errorf("origin was asked %v, stored %v", f.origin.calls(), f.stored())
+		}
+	})
+}
+
 func TestEmptyBlobAndSHA512(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFixture(t, 0, Config{})

@@ -214,16 +214,22 @@ func (f *Fetcher) join(req Request) (*flight, *boarded, error) {
 	}
 	fl := f.flights[req.Digest]
 	if fl == nil {
-		if _, pending := f.store.Pending(req.Digest); pending && !req.Proven {
-			return nil, nil, ErrUnproven
-		}
-		return nil, nil, nil
+		return nil, nil, f.mayStart(req)
 	}
 	src, err := fl.join(req)
 	if err == nil {
 		f.stats.joins.Add(1)
 	}
 	return fl, src, err
+}
+
+// mayStart refuses a flight to a request without proof if the store has so
+// much of the blob that no source might have to be asked. The caller holds mu.
+func (f *Fetcher) mayStart(req Request) error {
+	if _, pending := f.store.Pending(req.Digest); pending && !req.Proven {
+		return ErrUnproven
+	}
+	return nil
 }
 
 // start starts the flight of a blob, unless another request just did: then
@@ -240,9 +246,12 @@ func (f *Fetcher) start(req Request) (fl *flight, src *boarded, started bool, er
 		}
 		return fl, src, false, err
 	}
+	if err := f.mayStart(req); err != nil {
+		return nil, nil, false, err
+	}
 	ctx, cancel := context.WithCancel(f.ctx)
 	fl = newFlight(f, req.Digest, cancel)
-	src = fl.add(req.Source)
+	src = fl.add(req)
 	f.flights[req.Digest] = fl
 	f.stats.starts.Add(1)
 	f.wg.Go(func() {

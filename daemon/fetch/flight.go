@@ -58,7 +58,8 @@ type flight struct {
 type boarded struct {
 	Source
 	readers int
-	proven  bool  // it has opened the blob
+	proven  bool  // its caller may have the blob
+	opened  bool  // it has opened the blob
 	err     error // it failed for good, and its readers with it
 }
 
@@ -76,6 +77,7 @@ func (fl *flight) join(req Request) (*boarded, error) {
 	defer fl.mu.Unlock()
 	for _, s := range fl.sources {
 		if s.Key() == req.Source.Key() && s.err == nil {
+			s.proven = s.proven || req.Proven
 			fl.enter(s)
 			return s, nil
 		}
@@ -90,10 +92,10 @@ func (fl *flight) join(req Request) (*boarded, error) {
 }
 
 // add takes the first reader on board.
-func (fl *flight) add(src Source) *boarded {
+func (fl *flight) add(req Request) *boarded {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
-	s := &boarded{Source: src}
+	s := &boarded{Source: req.Source, proven: req.Proven}
 	fl.sources = append(fl.sources, s)
 	fl.enter(s)
 	return s
@@ -151,8 +153,8 @@ func (fl *flight) take(ctx context.Context, req Request, src *boarded) (*Reader,
 	return &Reader{fetcher: fl.fetcher, req: req, size: size, flight: fl, partial: partial, view: view{source: src}}, nil
 }
 
-// begun waits until the size is known and the caller's source has opened the
-// blob, and returns the size.
+// begun waits until the size is known and the caller's permission proven, be
+// it by its source opening the blob, and returns the size.
 func (fl *flight) begun(ctx context.Context, s *boarded) (int64, error) {
 	for {
 		fl.mu.Lock()
@@ -170,6 +172,8 @@ func (fl *flight) begun(ctx context.Context, s *boarded) (int64, error) {
 			return 0, err
 		case begin:
 			return size, nil
+		case over:
+			return 0, ErrUnproven // it came without any source being asked
 		}
 		select {
 		case <-wait:
@@ -376,12 +380,12 @@ func (fl *flight) goDirect(cause error, size, offset int64, h hash.Hash, spare *
 	return errDirect
 }
 
-// blame names the sources that took part.
+// blame names the source that the bytes came from, or the first of several.
 func (fl *flight) blame() string {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
 	for _, s := range fl.sources {
-		if s.proven {
+		if s.opened {
 			return s.Key()
 		}
 	}

@@ -174,7 +174,7 @@ func (fl *flight) admit(src *boarded, s Stream, off int64) error {
 	if s.Offset() < off {
 		fl.single = true
 	}
-	src.proven = true
+	src.proven, src.opened = true, true
 	fl.notify()
 	return nil
 }
