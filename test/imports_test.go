@@ -28,6 +28,14 @@ var may = map[string][]string{
 	"scheduler":     {"piece"},
 	"scheduler/sim": {"scheduler", "piece"},
 
+	// The two ends know nothing of the network, and the network nothing of
+	// them: who puts a process together joins them.
+	"scheduler/wire":        {"scheduler", "scheduler/wire/wirepb"},
+	"scheduler/wire/wirepb": nil,
+	"scheduler/wire/outbox": nil,
+	"scheduler/server":      {"scheduler", "scheduler/wire/outbox"},
+	"scheduler/client":      {"scheduler", "scheduler/wire/outbox"},
+
 	"daemon":    {"daemon/store", "daemon/fetch", "daemon/mirror", "piece", "registry", "registry/origin"},
 	"demo":      {"daemon", "registry", "registry/registrytest"},
 	"cmd/shoal": {"daemon", "demo"},
