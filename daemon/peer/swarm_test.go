@@ -100,7 +100,7 @@ func TestDuplicates(t *testing.T) {
 	waitFor(t, "the end there", func() bool { return len(sb.Conns()) == 0 })
 
 	cb := dial(t, sb, addrA, "")
-	ca = dial(t, sa, addrB, "") // takes the place of the other
+	dial(t, sa, addrB, "") // takes the place of the other
 	await(t, "the other to end", cb.Done())
 	if got := sb.Conns(); len(got) != 1 || !got[0].Incoming() {
 		t.Errorf("connections that stay: %v", got)
