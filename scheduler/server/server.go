@@ -134,8 +134,8 @@ func (s *Server) take(m mail) {
 func (s *Server) attach(sess *session) error {
 	old := s.sessions[sess.id]
 	switch {
-	case old != nil && !sess.proven && !old.proven && old.seen != sess.seen:
-		// Without certificates a name is whose it is first. A daemon that
+	case old != nil && !sess.proven && (old.proven || old.seen != sess.seen):
+		// Without a certificate a name is whose it is first. A daemon that
 		// moves waits until its old stream is found dead.
 		return &Refusal{scheduler.ReasonRefused, "the name is in use from another address"}
 	case old == nil && len(s.sessions) >= s.cfg.MaxPeers:
