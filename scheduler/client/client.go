@@ -101,6 +101,11 @@ func (c *Client) Send(ctx context.Context, msg scheduler.In) error {
 		return ErrFull
 	}
 	select {
+	case <-c.stopped:
+		return ErrStopped
+	default:
+	}
+	select {
 	case c.commands <- msg:
 	case <-c.stopped:
 		return ErrStopped
