@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -22,6 +23,14 @@ func cpu() time.Duration {
 		panic(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// inUse returns the bytes of heap and stacks in use.
+func inUse() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapInuse + m.StackInuse)
 }
 
 // BenchmarkJoins has 1,000 daemons join one blob each time, over real
@@ -56,6 +65,7 @@ func BenchmarkJoins(b *testing.B) {
 				Recv() ([]any, error)
 				Close() error
 			}
+			before := inUse()
 			var streams []stream
 			var heard atomic.Int64
 			answered := make(chan struct{}, clients)
@@ -91,6 +101,7 @@ func BenchmarkJoins(b *testing.B) {
 					}
 				})
 			}
+			memory := inUse() - before
 			b.ResetTimer()
 			began, used := time.Now(), cpu()
 			for n := range b.N {
@@ -105,6 +116,7 @@ func BenchmarkJoins(b *testing.B) {
 				}
 			}
 			b.StopTimer()
+			b.ReportMetric(float64(memory)/1024/clients, "KiB/stream")
 			joins := float64(b.N) * clients
 			b.ReportMetric(float64((cpu()-used).Microseconds())/joins, "cpu-µs/join")
 			b.ReportMetric((float64(heard.Load())+joins)/joins, "msgs/join")

@@ -23,9 +23,10 @@ type proxy struct {
 	frozen atomic.Bool
 	group  sync.WaitGroup
 
-	// mu guards conns.
-	mu    sync.Mutex
-	conns []net.Conn
+	// mu guards what follows.
+	mu     sync.Mutex
+	conns  []net.Conn
+	killed bool
 }
 
 func startProxy(t *testing.T, to string) *proxy {
@@ -37,15 +38,21 @@ func startProxy(t *testing.T, to string) *proxy {
 	p := &proxy{lis: lis, to: to}
 	p.group.Go(p.accept)
 	t.Cleanup(func() {
-		lis.Close()
-		p.mu.Lock()
-		for _, c := range p.conns {
-			c.Close()
-		}
-		p.mu.Unlock()
+		p.kill()
 		p.group.Wait()
 	})
 	return p
+}
+
+// kill closes everything at once.
+func (p *proxy) kill() {
+	p.lis.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.killed = true
+	for _, c := range p.conns {
+		c.Close()
+	}
 }
 
 func (p *proxy) accept() {
@@ -61,6 +68,10 @@ func (p *proxy) accept() {
 		}
 		p.mu.Lock()
 		p.conns = append(p.conns, in, out)
+		if p.killed {
+			in.Close()
+			out.Close()
+		}
 		p.mu.Unlock()
 		p.group.Go(func() { p.forward(in, out) })
 		p.group.Go(func() { p.forward(out, in) })
@@ -113,6 +124,27 @@ func TestPartition(t *testing.T) {
 	waitStats(t, one, func(s scheduler.Stats) bool { return s.Members > 0 })
 	ctx := context.Background()
 	waitStats(t, one, func(s scheduler.Stats) bool { return s.Members+two.Stats(ctx).Members == 2*blobs })
+}
+
+// A scheduler that dies without a goodbye is replaced at once by the other, and
+// by itself when it returns.
+func TestKilled(t *testing.T) {
+	over := &overGRPC{}
+	addrs := []string{over.addr(t), over.addr(t)}
+	startScheduler(t, over, addrs[0], server.Config{})
+	two, _ := startScheduler(t, over, addrs[1], server.Config{})
+	wall := startProxy(t, addrs[0])
+	d := startDaemon(t, over, "d", []string{wall.lis.Addr().String(), addrs[1]}, nil)
+	alone := startDaemon(t, over, "alone", []string{wall.lis.Addr().String()}, nil)
+	d.waitReachable(t, true)
+	alone.waitReachable(t, true)
+	const blobs = 20
+	for i := range blobs {
+		d.join(t, scheduler.Join{Blob: digest(i), Size: 5})
+	}
+	wall.kill()
+	waitStats(t, two, func(s scheduler.Stats) bool { return s.Members == blobs })
+	alone.waitReachable(t, false)
 }
 
 // A node with a certificate of its own cannot speak for another.

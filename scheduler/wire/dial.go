@@ -3,15 +3,16 @@ package wire
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/shoalproject/shoal/scheduler"
@@ -188,7 +189,7 @@ func (s *Stream) Recv() ([]any, error) {
 // Close ends the stream. Send and Recv return soon with errors.
 func (s *Stream) Close() error {
 	s.cancel()
-	if err := s.conn.Close(); err != nil && !errors.Is(err, grpc.ErrClientConnClosing) {
+	if err := s.conn.Close(); err != nil && status.Code(err) != codes.Canceled { // closed before
 		return fmt.Errorf("closing the connection to the scheduler: %w", err)
 	}
 	return nil

@@ -110,7 +110,7 @@ func Serve(ctx context.Context, lis net.Listener, cfg ServeConfig, handle func(c
 		grpc.ConnectionTimeout(cfg.HelloTimeout),
 		// A daemon's messages are small and few, so that buffers for each
 		// of ten thousand would hold nothing most of the time.
-		grpc.SharedWriteBuffer(true), grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(16<<10),
+		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(16<<10),
 		grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: cfg.Keepalive, Timeout: cfg.Keepalive / 2, MaxConnectionIdle: cfg.IdleConn}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),

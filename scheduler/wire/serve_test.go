@@ -12,6 +12,7 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -250,7 +251,7 @@ func TestTooManyConnections(t *testing.T) {
 	}
 	defer refused.Close()
 	refused.SetReadDeadline(time.Now().Add(patience))
-	if n, err := io.Copy(io.Discard, refused); n != 0 || errors.Is(err, context.DeadlineExceeded) {
+	if n, err := io.Copy(io.Discard, refused); n != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("one too many: %d bytes, %v", n, err)
 	}
 	idle[0].Close()
