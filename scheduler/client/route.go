@@ -167,6 +167,13 @@ func (c *Client) move(before, after []*link) {
 		is.conn.expectAnswer()
 	}
 	c.count()
+	for _, l := range after {
+		// Others came and went while this one did not read what was
+		// announced to it, time and again.
+		if l.conn.queue.Len() > c.cfg.Queue+4*c.cfg.MaxBlobs {
+			l.conn.end(errStuck)
+		}
+	}
 }
 
 func (c *Client) takeLeave(of *link, blob scheduler.Digest) {
