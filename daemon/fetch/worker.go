@@ -134,7 +134,7 @@ func (fl *flight) pick() *boarded {
 
 // open opens the blob from whichever source lets us.
 func (fl *flight) open(ctx context.Context, off, end int64) (*opened, error) {
-	var last error
+	last := fmt.Errorf("blob %s: no source is left", fl.digest)
 	for {
 		fl.mu.Lock()
 		src := fl.pick()
