@@ -357,15 +357,8 @@ func TestHealthAndMetrics(t *testing.T) {
 	for path, want := range map[string]string{
 		"/healthz": `"ok"`, "/readyz": `"ok"`, "/metrics": "shoal_store_healthy 1", "/debug/pprof/": "goroutine",
 	} {
-		resp, err := n.http.Get(n.adm + path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var buf bytes.Buffer
-		_, err = buf.ReadFrom(resp.Body)
-		resp.Body.Close()
-		if err != nil || resp.StatusCode != 200 || !strings.Contains(buf.String(), want) {
-			t.Errorf("%s: %d, %v", path, resp.StatusCode, err)
+		if status, body := n.admin(path); status != 200 || !strings.Contains(string(body), want) {
+			t.Errorf("%s: %d", path, status)
 		}
 		if a := n.get(path); a.StatusCode != 404 {
 			t.Errorf("%s is on the mirror too: %d", path, a.StatusCode)

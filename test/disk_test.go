@@ -202,14 +202,8 @@ func TestDiskFillsUp(t *testing.T) {
 	if got := o.Count(registrytest.Blob); got > 4 {
 		t.Errorf("origin was asked %d times", got)
 	}
-	resp, err := n.http.Get(n.adm + "/healthz")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != 200 || !strings.Contains(string(body), "no space left") {
-		t.Errorf("health says %d %s, %v", resp.StatusCode, body, err)
+	if status, body := n.admin("/healthz"); status != 200 || !strings.Contains(string(body), "no space left") {
+		t.Errorf("health says %d %s", status, body)
 	}
 }
 

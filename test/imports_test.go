@@ -43,7 +43,7 @@ var may = map[string][]string{
 }
 
 func TestImports(t *testing.T) {
-	imports := goList(t, `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`)
+	imports := goList(t)
 	for pkg, list := range imports {
 		allowed, known := may[pkg]
 		if !known {
@@ -65,7 +65,7 @@ func TestImports(t *testing.T) {
 
 // From the command to a leaf it is at most four steps.
 func TestDepth(t *testing.T) {
-	imports := goList(t, `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`)
+	imports := goList(t)
 	var depth func(pkg string) int
 	depth = func(pkg string) int {
 		deepest := 0
@@ -96,9 +96,9 @@ func TestProductDependencies(t *testing.T) {
 
 // goList returns what each package of the module imports of the module, both
 // without the module's path.
-func goList(t *testing.T, format string) map[string][]string {
+func goList(t *testing.T) map[string][]string {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-f", format, module+"/...")
+	cmd := exec.Command("go", "list", "-f", `{{.ImportPath}}{{range .Imports}} {{.}}{{end}}`, module+"/...")
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatal(err)

@@ -211,19 +211,25 @@ func (n *node) settled() {
 	eventually(n.t, "downloads settle", func() bool { return n.metric("shoal_blobs_in_flight") == "0" })
 }
 
-// metric returns the value of a metric, as text. The name has its labels, if
-// any, behind it.
-func (n *node) metric(name string) string {
+// admin gets one of the operator's endpoints.
+func (n *node) admin(path string) (status int, body []byte) {
 	n.t.Helper()
-	resp, err := n.http.Get(n.adm + "/metrics")
+	resp, err := n.http.Get(n.adm + path)
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
+	if body, err = io.ReadAll(resp.Body); err != nil {
 		n.t.Fatal(err)
 	}
+	return resp.StatusCode, body
+}
+
+// metric returns the value of a metric, as text. The name has its labels, if
+// any, behind it.
+func (n *node) metric(name string) string {
+	n.t.Helper()
+	_, body := n.admin("/metrics")
 	for line := range bytes.Lines(body) {
 		if v, ok := bytes.CutPrefix(line, []byte(name+" ")); ok {
 			return string(bytes.TrimSpace(v))

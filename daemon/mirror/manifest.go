@@ -20,28 +20,27 @@ var AcceptAll = []string{
 }
 
 // manifest answers GET and HEAD of a manifest.
-func (c *call) manifest(ctx context.Context) (cut bool) {
+func (c *call) manifest(ctx context.Context) {
 	d, body := c.path.Digest, []byte(nil)
 	if c.path.Tag != "" {
 		r, err := c.resolve(ctx)
 		if err != nil {
 			c.fail(err)
-			return false
+			return
 		}
 		if c.r.Method == http.MethodHead {
 			c.answerManifest(r.Descriptor, nil)
-			return false
+			return
 		}
 		d, body = r.Digest, r.Body
 	}
 	m, body, err := c.manifestByDigest(ctx, d, body)
 	if err != nil {
 		c.fail(err)
-		return false
+		return
 	}
 	c.learn(m)
 	c.answerManifest(Descriptor{MediaType: m.MediaType, Digest: d, Size: int64(len(body))}, body)
-	return false
 }
 
 func (c *call) answerManifest(d Descriptor, body []byte) {

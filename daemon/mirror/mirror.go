@@ -143,14 +143,14 @@ func (c *call) serve(ctx context.Context) (cut bool) {
 	switch c.path.Kind {
 	case registry.Ping:
 		c.ping()
-		return false
 	case registry.Manifests:
-		return c.manifest(ctx)
+		c.manifest(ctx)
 	case registry.Blobs:
 		return c.blob(ctx)
 	default:
-		return c.pass(ctx)
+		c.pass(ctx)
 	}
+	return false
 }
 
 func (c *call) parse() (err error) {

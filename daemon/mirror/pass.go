@@ -14,7 +14,7 @@ import (
 var passed = []string{"Content-Type", "Oci-Filters-Applied", "Oci-Tag"}
 
 // pass answers tags and referrers with what the origin says.
-func (c *call) pass(ctx context.Context) (cut bool) {
+func (c *call) pass(ctx context.Context) {
 	path := "tags/list"
 	if c.path.Kind == registry.Referrers {
 		path = "referrers/" + c.path.Digest.String()
@@ -29,13 +29,13 @@ func (c *call) pass(ctx context.Context) (cut bool) {
 	resp, err := c.cfg.Origin.Pass(ctx, c.caller, c.repo, path, query, header)
 	if err != nil {
 		c.fail(err)
-		return false
+		return
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		c.fail(err)
-		return false
+		return
 	}
 	for _, k := range passed {
 		if v := resp.Header[k]; v != nil {
@@ -50,7 +50,6 @@ func (c *call) pass(ctx context.Context) (cut bool) {
 	if c.r.Method != http.MethodHead {
 		c.write(body)
 	}
-	return false
 }
 
 // nextLink makes the origin's link to the next page one that leads through
