@@ -9,12 +9,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/shoalproject/shoal/daemon/mirror"
 	"github.com/shoalproject/shoal/registry"
 	"github.com/shoalproject/shoal/registry/origin"
+	"github.com/shoalproject/shoal/scheduler/client"
 )
 
 // Config is everything about one node that can be chosen. Names in errors
@@ -23,8 +25,27 @@ type Config struct {
 	// Listen is where the mirror serves, HOST:PORT. Loopback keeps other
 	// machines out; whoever reaches it may read what Auth allows.
 	Listen string
+	// PeerListen is where other daemons fetch from this one, HOST:PORT.
+	PeerListen string
+	// PeerAdvertise is where they reach PeerListen, HOST:PORT; without HOST,
+	// or when empty, the address from which the scheduler sees this node.
+	PeerAdvertise string
 	// AdminListen is where health, metrics and profiles are served.
 	AdminListen string
+	// Schedulers are HOST:PORT, or dns:///NAME:PORT for all addresses of a
+	// name. All nodes must spell them alike: what they spell decides which
+	// blob belongs to which. Empty: one in this process, for this node alone.
+	Schedulers []string
+	// NodeName is how the node calls itself to schedulers and other nodes,
+	// no two alike. Empty: the first name of TLSCert, else the host's name.
+	// With TLS it must be one that TLSCert proves.
+	NodeName string
+	// Zone is the failure and cost domain of the node; bytes cross from one
+	// to another as seldom as can be. Empty is a zone, too.
+	Zone string
+	// TLSCert, TLSKey and TLSCA are PEM files for mutual TLS among nodes and
+	// to schedulers: all three, or none for plaintext.
+	TLSCert, TLSKey, TLSCA string
 	// DataDir holds the store. It must belong to this process alone.
 	DataDir string
 	// CacheSize is the store's quota in bytes; a tenth of the disk stays
@@ -43,6 +64,9 @@ type Config struct {
 	// OriginRate limits what is read from all origins together, in bytes per
 	// second; 0 does not.
 	OriginRate int64
+	// UploadRate and DownloadRate limit what all other nodes together are
+	// sent and send, in bytes per second; 0 does not.
+	UploadRate, DownloadRate int64
 	// TagTTL is how long a tag stays resolved. Longer spares the origin,
 	// shorter sees a moved tag sooner.
 	TagTTL time.Duration
@@ -61,6 +85,7 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{
 		Listen:          "127.0.0.1:4400",
+		PeerListen:      ":4401",
 		AdminListen:     "127.0.0.1:4403",
 		DataDir:         defaultDataDir(),
 		CacheSize:       20 << 30,
@@ -92,6 +117,8 @@ type settings struct {
 	upstreams *registry.Upstreams
 	endpoints []origin.Endpoint
 	auth      mirror.Auth
+	// nodeName is NodeName, or what stands for it when that is empty.
+	nodeName string
 }
 
 // ConfigError says which setting is wrong.
@@ -116,9 +143,11 @@ func (c Config) settings() (*settings, error) {
 	bad := func(setting string, err error) (*settings, error) {
 		return nil, &ConfigError{setting, err}
 	}
-	for name, addr := range map[string]string{"listen": c.Listen, "admin-listen": c.AdminListen} {
-		if err := checkAddress(addr); err != nil {
-			return bad(name, err)
+	for _, a := range []struct{ setting, addr string }{
+		{"listen", c.Listen}, {"peer-listen", c.PeerListen}, {"admin-listen", c.AdminListen},
+	} {
+		if err := checkAddress(a.addr); err != nil {
+			return bad(a.setting, err)
 		}
 	}
 	switch {
@@ -128,6 +157,10 @@ func (c Config) settings() (*settings, error) {
 		return bad("cache-size", errors.New("must not be negative"))
 	case c.OriginRate < 0:
 		return bad("origin-rate", errors.New("must not be negative"))
+	case c.UploadRate < 0:
+		return bad("upload-rate", errors.New("must not be negative"))
+	case c.DownloadRate < 0:
+		return bad("download-rate", errors.New("must not be negative"))
 	case c.TagTTL <= 0:
 		return bad("tag-ttl", errors.New("must be more than 0"))
 	case c.MaxConnections < 1:
@@ -157,7 +190,72 @@ func (c Config) settings() (*settings, error) {
 	if s.upstreams, err = registry.NewUpstreams(list, c.DefaultRegistry); err != nil {
 		return bad("default-registry", err)
 	}
+	if err := s.swarm(); err != nil {
+		return nil, err
+	}
 	return s, nil
+}
+
+// swarm reads what concerns schedulers and other nodes.
+func (s *settings) swarm() error {
+	if s.PeerAdvertise != "" {
+		if err := checkReachable(s.PeerAdvertise); err != nil {
+			return &ConfigError{"peer-advertise", err}
+		}
+	}
+	for _, name := range s.Schedulers {
+		if err := client.CheckScheduler(name); err != nil {
+			return &ConfigError{"scheduler", err}
+		}
+	}
+	if err := checkWord(s.Zone); err != nil {
+		return &ConfigError{"zone", err}
+	}
+	var err error
+	if s.nodeName, err = s.name(); err == nil {
+		err = checkWord(s.nodeName)
+	}
+	if err != nil {
+		return &ConfigError{"node-name", err}
+	}
+	return nil
+}
+
+// name returns what the node calls itself.
+func (s *settings) name() (string, error) {
+	if s.NodeName != "" {
+		return s.NodeName, nil
+	}
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		return "", errors.New("is needed: the host has no name")
+	}
+	return host, nil
+}
+
+// maxWord is how long names of nodes and zones may be, in bytes; schedulers
+// take no longer ones.
+const maxWord = 253
+
+func checkWord(s string) error {
+	if len(s) > maxWord {
+		return fmt.Errorf("has %d bytes, want at most %d", len(s), maxWord)
+	}
+	if strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("%q: want printable ASCII without blanks", s)
+	}
+	return nil
+}
+
+func checkReachable(addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		err = checkWord(host)
+	}
+	if n, e := strconv.ParseUint(port, 10, 16); err != nil || e != nil || n == 0 {
+		return fmt.Errorf("%q: want HOST:PORT, with a port that others can dial", addr)
+	}
+	return nil
 }
 
 func checkAddress(addr string) error {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 )
@@ -21,6 +22,13 @@ func TestValidate(t *testing.T) {
 	}{
 		"listen":           {func(c *Config) { c.Listen = "4400" }, "HOST:PORT"},
 		"admin-listen":     {func(c *Config) { c.AdminListen = "" }, "HOST:PORT"},
+		"peer-listen":      {func(c *Config) { c.PeerListen = "" }, "HOST:PORT"},
+		"peer-advertise":   {func(c *Config) { c.PeerAdvertise = "10.0.0.1:0" }, "HOST:PORT"},
+		"scheduler":        {func(c *Config) { c.Schedulers = []string{"a:1", "http://b:4402"} }, "http://b:4402"},
+		"node-name":        {func(c *Config) { c.NodeName = "node 1" }, "node 1"},
+		"zone":             {func(c *Config) { c.Zone = "zône" }, "ASCII"},
+		"upload-rate":      {func(c *Config) { c.UploadRate = -1 }, "negative"},
+		"download-rate":    {func(c *Config) { c.DownloadRate = -1 }, "negative"},
 		"data-dir":         {func(c *Config) { c.DataDir = "" }, "needed"},
 		"cache-size":       {func(c *Config) { c.CacheSize = -1 }, "negative"},
 		"origin-rate":      {func(c *Config) { c.OriginRate = -1 }, "negative"},
@@ -38,6 +46,68 @@ func TestValidate(t *testing.T) {
 		var setting *ConfigError
 		if !errors.As(err, &setting) || setting.Setting != name || !strings.Contains(err.Error(), c.mention) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What a node may be told about the swarm.
+func TestValidateSwarm(t *testing.T) {
+	for _, c := range []struct {
+		setting string
+		change  func(c *Config, s string)
+		good    []string
+		bad     []string
+	}{
+		{
+			"scheduler", func(c *Config, s string) { c.Schedulers = []string{s} },
+			[]string{"a:1", "10.0.0.1:4402", "[::1]:4402", "[fe80::1%eth0]:4402", "dns:///shoal.svc:4402"},
+			[]string{"", "a", ":4402", "a:0", "a:65536", "a:http", "dns://a:1", "dns:///:1", "a b:1", "a:1,b:1", "u@a:1"},
+		},
+		{
+			"peer-advertise", func(c *Config, s string) { c.PeerAdvertise = s },
+			[]string{"", ":4401", "a:1", "10.0.0.1:4401", "[::1]:4401"},
+			[]string{"a", "a:0", "a:x", "::1:4401", "a b:1", "a:65536"},
+		},
+		{
+			"zone", func(c *Config, s string) { c.Zone = s },
+			[]string{"", "eu-1", strings.Repeat("z", 253)},
+			[]string{"a b", "a\n", strings.Repeat("z", 254)},
+		},
+		{
+			"node-name", func(c *Config, s string) { c.NodeName = s },
+			[]string{"", "node-1", "10.0.0.1"},
+			[]string{" ", strings.Repeat("n", 254)},
+		},
+	} {
+		for _, s := range c.good {
+			cfg := DefaultConfig()
+			c.change(&cfg, s)
+			if err := cfg.Validate(); err != nil {
+				t.Errorf("%s %q: %v", c.setting, s, err)
+			}
+		}
+		for _, s := range c.bad {
+			cfg := DefaultConfig()
+			c.change(&cfg, s)
+			var setting *ConfigError
+			if err := cfg.Validate(); !errors.As(err, &setting) || setting.Setting != c.setting {
+				t.Errorf("%s %q: %v", c.setting, s, err)
+			}
+		}
+	}
+}
+
+// A node without a name takes the host's.
+func TestNodeName(t *testing.T) {
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for given, want := range map[string]string{"": host, "n1": "n1"} {
+		cfg := DefaultConfig()
+		cfg.NodeName = given
+		if s, err := cfg.settings(); err != nil || s.nodeName != want {
+			t.Errorf("%q: %v, %+v", given, err, s)
 		}
 	}
 }

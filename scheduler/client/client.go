@@ -79,7 +79,7 @@ func New(cfg Config, consumer Consumer) (*Client, error) {
 	for _, s := range cfg.Schedulers {
 		p, err := parsePlace(s)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("scheduler %w", err)
 		}
 		c.places = append(c.places, p)
 	}

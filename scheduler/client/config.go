@@ -127,14 +127,23 @@ type place struct {
 	lookup     bool
 }
 
+// CheckScheduler returns what is wrong with one of Config.Schedulers, or nil.
+func CheckScheduler(s string) error {
+	_, err := parsePlace(s)
+	return err
+}
+
 func parsePlace(s string) (place, error) {
 	rest, lookup := strings.CutPrefix(s, "dns:///")
 	host, port, err := net.SplitHostPort(rest)
-	if err != nil || host == "" {
-		return place{}, fmt.Errorf("scheduler %q: want host:port or dns:///name:port", s)
+	if err != nil || host == "" || strings.Trim(host, hostBytes) != "" {
+		return place{}, fmt.Errorf("%q: want host:port or dns:///name:port", s)
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return place{}, fmt.Errorf("scheduler %q: the port is not a number from 1 to 65535", s)
+		return place{}, fmt.Errorf("%q: the port is not a number from 1 to 65535", s)
 	}
 	return place{host, port, lookup}, nil
 }
+
+// hostBytes are what names and addresses, those with a zone too, consist of.
+const hostBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:%"
