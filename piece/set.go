@@ -67,3 +67,6 @@ func (s *Set) NextAbsent(i int) int {
 	}
 	return s.n
 }
+
+// Bytes returns the set as a bitfield of BEP 3.
+func (s *Set) Bytes() []byte { return append([]byte(nil), s.bits...) }

@@ -124,6 +124,13 @@ func (c *Conn) Has(i int) bool {
 	return c.has.Has(i)
 }
 
+// Complete reports whether the peer claims to hold every piece.
+func (c *Conn) Complete() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.has.Full()
+}
+
 // Choked reports whether the peer has choked this node, so that Request is
 // in vain.
 func (c *Conn) Choked() bool {

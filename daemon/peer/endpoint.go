@@ -206,7 +206,7 @@ func (e *Endpoint) lookup(h InfoHash) (*Swarm, error) {
 	if s.hash != h {
 		return nil, fmt.Errorf("peer: asked for infohash %s, the finder found that of %s", h, b.Digest)
 	}
-	s.found = true
+	s.found.Store(true)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {

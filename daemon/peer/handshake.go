@@ -127,7 +127,7 @@ func (e *Endpoint) seat(h hello, raw, nc net.Conn, name string) (*Conn, error) {
 			case <-e.ctx.Done():
 				return nil, ErrClosed
 			}
-		case !s.found || !errors.Is(err, ErrClosed):
+		case !s.found.Load() || !errors.Is(err, ErrClosed):
 			return nil, err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 
@@ -97,7 +98,7 @@ type Swarm struct {
 	hash   InfoHash
 	digest digest.Digest
 	layout piece.Layout
-	found  bool // by a Finder: ends with its last connection
+	found  atomic.Bool // by a Finder, or released: ends with its last connection
 
 	mu sync.Mutex
 	// Guarded by mu:
@@ -122,7 +123,7 @@ func (e *Endpoint) Open(b Blob) (*Swarm, error) {
 	switch old := e.swarms[s.hash]; {
 	case e.closed:
 		return nil, ErrClosed
-	case old != nil && !old.found:
+	case old != nil && !old.found.Load():
 		return nil, fmt.Errorf("%w: %s", ErrOpen, b.Digest)
 	case old != nil:
 		// Who opens what it held complete does so because that is no longer
@@ -253,6 +254,15 @@ func (s *Swarm) Close() {
 	}
 }
 
+// Release lets go of a swarm. It goes on as one that a Finder found does:
+// peers are let in and served, and it ends with its last connection. The
+// Handler is still called. Peers that need nothing any more the caller
+// disconnects.
+func (s *Swarm) Release() {
+	s.found.Store(true)
+	s.retire()
+}
+
 // shut closes the swarm for newcomers and begins to close its connections.
 func (s *Swarm) shut(reason error) []*Conn {
 	s.mu.Lock()
@@ -293,9 +303,13 @@ func (s *Swarm) leave(c *Conn) {
 	delete(s.conns, c)
 	last := len(s.conns) == 0
 	s.mu.Unlock()
-	if !s.found || !last {
-		return
+	if s.found.Load() && last {
+		s.retire()
 	}
+}
+
+// retire closes a swarm that nobody owns once it has no connection.
+func (s *Swarm) retire() {
 	s.e.mu.Lock()
 	defer s.e.mu.Unlock()
 	s.mu.Lock()

@@ -156,9 +156,16 @@ func (s *Store) evictLocked(e *entry) error {
 		return s.writeFailedLocked("evicting "+string(e.digest), err)
 	}
 	s.index.drop(e)
+	s.tellRemovedLocked(e)
 	s.stats.Evictions++
 	s.log.Debug("evicted", "digest", e.digest, "bytes", e.size, "partial", e.partial)
 	return nil
+}
+
+func (s *Store) tellRemovedLocked(e *entry) {
+	if s.removed != nil && !e.partial {
+		s.removed(e.digest)
+	}
 }
 
 // removeFilesLocked unlinks what e has on disk. A second file that stays
@@ -188,6 +195,7 @@ func (s *Store) forget(e *entry, why string) {
 	if !s.index.drop(e) {
 		return
 	}
+	s.tellRemovedLocked(e)
 	s.stats.Corruptions++
 	s.log.Error("blob is lost or rotten; evicted", "digest", e.digest, "bytes", e.size, "cause", why)
 	if err := s.removeFilesLocked(e); err != nil {

@@ -80,6 +80,10 @@ type Config struct {
 	// Logger is told of evictions for corruption and of a failing disk. Nil
 	// is slog.Default.
 	Logger *slog.Logger
+	// Removed, if set, is told of each complete blob that the store no longer
+	// has, evicted or rotten. It is called with the store locked: it must not
+	// wait, nor call the store.
+	Removed func(digest.Digest)
 }
 
 // Store is a directory of blobs. Its methods are safe for concurrent use.
@@ -88,6 +92,7 @@ type Store struct {
 	dir      string
 	maxBytes int64
 	log      *slog.Logger
+	removed  func(digest.Digest)
 
 	// mu guards the fields below. No other lock of the package is taken
 	// under it. Unlinking happens under it, so that a name is never removed
@@ -117,7 +122,7 @@ func openOn(fsys fileSystem, cfg Config) (*Store, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	s := &Store{fs: fsys, dir: filepath.Clean(cfg.Dir), maxBytes: cfg.MaxBytes, log: cfg.Logger}
+	s := &Store{fs: fsys, dir: filepath.Clean(cfg.Dir), maxBytes: cfg.MaxBytes, log: cfg.Logger, removed: cfg.Removed}
 	s.index.init()
 	if err := s.openDir(); err != nil {
 		return nil, err
