@@ -9,11 +9,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/shoalproject/shoal/daemon/mirror"
+	"github.com/shoalproject/shoal/mtls"
 	"github.com/shoalproject/shoal/registry"
 	"github.com/shoalproject/shoal/registry/origin"
 	"github.com/shoalproject/shoal/scheduler/client"
@@ -117,6 +119,8 @@ type settings struct {
 	upstreams *registry.Upstreams
 	endpoints []origin.Endpoint
 	auth      mirror.Auth
+	// identity is nil without TLS.
+	identity *mtls.Identity
 	// nodeName is NodeName, or what stands for it when that is empty.
 	nodeName string
 }
@@ -212,6 +216,12 @@ func (s *settings) swarm() error {
 		return &ConfigError{"zone", err}
 	}
 	var err error
+	if s.identity, err = mtls.Load(s.TLSCert, s.TLSKey, s.TLSCA); err != nil {
+		if wrong := (*mtls.Error)(nil); errors.As(err, &wrong) {
+			return &ConfigError{wrong.Setting, wrong.Err}
+		}
+		return err
+	}
 	if s.nodeName, err = s.name(); err == nil {
 		err = checkWord(s.nodeName)
 	}
@@ -223,6 +233,17 @@ func (s *settings) swarm() error {
 
 // name returns what the node calls itself.
 func (s *settings) name() (string, error) {
+	if s.identity != nil {
+		names := s.identity.Names()
+		switch {
+		case len(names) == 0:
+			return "", fmt.Errorf("%s names no single node: it needs a name that no other node has", s.TLSCert)
+		case s.NodeName == "":
+			return names[0], nil
+		case !slices.Contains(names, s.NodeName):
+			return "", fmt.Errorf("%q is none of the names that %s proves: %s", s.NodeName, s.TLSCert, strings.Join(names, ", "))
+		}
+	}
 	if s.NodeName != "" {
 		return s.NodeName, nil
 	}

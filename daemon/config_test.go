@@ -2,9 +2,13 @@ package daemon
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/shoalproject/shoal/daemon/peer"
+	"github.com/shoalproject/shoal/mtls/mtlstest"
 )
 
 func TestDefaultConfigIsValid(t *testing.T) {
@@ -108,6 +112,47 @@ func TestNodeName(t *testing.T) {
 		cfg.NodeName = given
 		if s, err := cfg.settings(); err != nil || s.nodeName != want {
 			t.Errorf("%q: %v, %+v", given, err, s)
+		}
+	}
+}
+
+// With TLS a node is who its certificate says, and peers take its
+// configuration.
+func TestIdentity(t *testing.T) {
+	ca := mtlstest.NewAuthority(t)
+	cert, key := ca.Issue(t, nil, "a.example", "10.0.0.1")
+	pattern, patternKey := ca.Issue(t, nil, "*.example")
+	with := func(cert, key, ca, name string) Config {
+		cfg := DefaultConfig()
+		cfg.TLSCert, cfg.TLSKey, cfg.TLSCA, cfg.NodeName = cert, key, ca, name
+		return cfg
+	}
+	for given, want := range map[string]string{"": "a.example", "10.0.0.1": "10.0.0.1"} {
+		s, err := with(cert, key, ca.File, given).settings()
+		if err != nil || s.nodeName != want || s.identity == nil {
+			t.Fatalf("%q: %v, %+v", given, err, s)
+		}
+		endpoint, err := peer.New(peer.Config{TLS: s.identity.Config(slog.New(slog.DiscardHandler))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		endpoint.Close()
+	}
+	for _, c := range []struct {
+		cfg              Config
+		setting, mention string
+	}{
+		{with(cert, key, ca.File, "b.example"), "node-name", "a.example, 10.0.0.1"},
+		{with(pattern, patternKey, ca.File, ""), "node-name", "names no single node"},
+		{with(pattern, patternKey, ca.File, "b.example"), "node-name", "names no single node"},
+		{with("", key, ca.File, ""), "tls-cert", "all three"},
+		{with(cert, "", ca.File, ""), "tls-key", "all three"},
+		{with(cert, key, "", ""), "tls-ca", "all three"},
+		{with(cert, patternKey, ca.File, ""), "tls-key", patternKey},
+	} {
+		var setting *ConfigError
+		if err := c.cfg.Validate(); !errors.As(err, &setting) || setting.Setting != c.setting || !strings.Contains(err.Error(), c.mention) {
+			t.Errorf("%s: %v", c.setting, err)
 		}
 	}
 }

@@ -15,6 +15,9 @@ const module = "github.com/shoalproject/shoal"
 var may = map[string][]string{
 	"piece":    nil,
 	"registry": nil,
+	"mtls":     nil,
+
+	"mtls/mtlstest": nil,
 
 	"registry/origin":       {"registry"},
 	"registry/registrytest": {"registry"},
@@ -37,7 +40,7 @@ var may = map[string][]string{
 	"scheduler/client":      {"scheduler", "scheduler/wire/outbox"},
 
 	"daemon": {"daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
-		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire"},
+		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls"},
 	"demo":      {"daemon", "registry", "registry/registrytest"},
 	"cmd/shoal": {"daemon", "demo"},
 	"test":      nil,
