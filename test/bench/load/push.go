@@ -19,36 +19,65 @@ type Layer struct {
 	Size  int64
 }
 
-// Push uploads an image of the layers, and returns its descriptor with those
-// of the layers.
-func Push(ctx context.Context, base, repo, tag string, layers ...Layer) (v1.Manifest, error) {
+// Pushed is an image that was pushed.
+type Pushed struct {
+	// Descriptor is that of the index, if there is one, else of the manifest.
+	v1.Descriptor
+	// Bytes is all that a pull of it brings, in bytes.
+	Bytes int64
+}
+
+// Push uploads an image of the layers.
+func Push(ctx context.Context, base, repo, tag string, layers ...Layer) (Pushed, error) {
 	m := v1.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageManifest}
-	conf := v1.Image{Platform: v1.Platform{OS: "linux", Architecture: "amd64"}, RootFS: v1.RootFS{Type: "layers"}}
+	conf := v1.Image{Platform: platform, RootFS: v1.RootFS{Type: "layers"}}
+	var p Pushed
 	for _, l := range layers {
 		d, err := digest.FromReader(io.NewSectionReader(l.Bytes, 0, l.Size))
 		if err != nil {
-			return m, err
+			return p, err
 		}
 		if err := pushBlob(ctx, base, repo, d, l); err != nil {
-			return m, err
+			return p, err
 		}
 		m.Layers = append(m.Layers, v1.Descriptor{MediaType: v1.MediaTypeImageLayer, Digest: d, Size: l.Size})
 		conf.RootFS.DiffIDs = append(conf.RootFS.DiffIDs, d)
+		p.Bytes += l.Size
 	}
 	raw, err := json.Marshal(conf)
 	if err != nil {
-		return m, err
+		return p, err
 	}
 	m.Config = v1.Descriptor{MediaType: v1.MediaTypeImageConfig, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
 	if err := pushBlob(ctx, base, repo, m.Config.Digest, Layer{bytes.NewReader(raw), m.Config.Size}); err != nil {
-		return m, err
+		return p, err
 	}
+	p.Descriptor, err = pushManifest(ctx, base, repo, tag, m.MediaType, m)
+	p.Bytes += m.Config.Size + p.Size
+	return p, err
+}
+
+// platform is that of all images; Pull takes it.
+var platform = v1.Platform{OS: "linux", Architecture: "amd64"}
+
+// PushIndex uploads an index of an image that was pushed.
+func PushIndex(ctx context.Context, base, repo, tag string, img Pushed) (Pushed, error) {
+	entry := img.Descriptor
+	entry.Platform = &platform
+	var err error
+	index := v1.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: v1.MediaTypeImageIndex, Manifests: []v1.Descriptor{entry}}
+	img.Descriptor, err = pushManifest(ctx, base, repo, tag, index.MediaType, index)
+	img.Bytes += img.Size
+	return img, err
+}
+
+func pushManifest(ctx context.Context, base, repo, tag, mediaType string, m any) (v1.Descriptor, error) {
 	body, err := json.Marshal(m)
 	if err != nil {
-		return m, err
+		return v1.Descriptor{}, err
 	}
-	_, err = send(ctx, http.MethodPut, base+"/v2/"+repo+"/manifests/"+tag, m.MediaType, bytes.NewReader(body), int64(len(body)), http.StatusCreated)
-	return m, err
+	_, err = send(ctx, http.MethodPut, base+"/v2/"+repo+"/manifests/"+tag, mediaType, bytes.NewReader(body), int64(len(body)), http.StatusCreated)
+	return v1.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(body), Size: int64(len(body))}, err
 }
 
 func pushBlob(ctx context.Context, base, repo string, d digest.Digest, l Layer) error {
