@@ -38,6 +38,7 @@ var may = map[string][]string{
 	"scheduler/wire/outbox": nil,
 	"scheduler/server":      {"scheduler", "scheduler/wire/outbox"},
 	"scheduler/client":      {"scheduler", "scheduler/wire/outbox"},
+	"scheduler/standalone":  {"scheduler", "scheduler/server", "scheduler/wire", "mtls"},
 
 	"daemon": {"daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
 		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls"},

@@ -1,0 +1,56 @@
+package standalone
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+
+	"github.com/shoalproject/shoal/mtls"
+)
+
+// Config is everything about one scheduler that can be chosen. Names in errors
+// are those of the command's flags.
+type Config struct {
+	// Listen is where daemons connect, HOST:PORT. Without TLS, who reaches it
+	// may join any swarm.
+	Listen string
+	// AdminListen is where health, metrics and profiles are served.
+	AdminListen string
+	// TLSCert, TLSKey and TLSCA are PEM files for mutual TLS with daemons:
+	// all three, or none for plaintext.
+	TLSCert, TLSKey, TLSCA string
+	// Version is shown by the metrics.
+	Version string
+	Logger  *slog.Logger
+}
+
+// DefaultConfig returns the configuration of a scheduler that was told nothing.
+func DefaultConfig() Config {
+	return Config{Listen: ":4402", AdminListen: "127.0.0.1:4404"}
+}
+
+// ConfigError says which setting is wrong.
+type ConfigError struct {
+	// Setting is the name of the flag, without dashes.
+	Setting string
+	Err     error
+}
+
+func (e *ConfigError) Error() string { return "--" + e.Setting + ": " + e.Err.Error() }
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// check reports the first setting that is wrong, as a *ConfigError. The
+// identity is nil without TLS.
+func (c Config) check() (*mtls.Identity, error) {
+	for _, a := range []struct{ setting, addr string }{{"listen", c.Listen}, {"admin-listen", c.AdminListen}} {
+		if _, _, err := net.SplitHostPort(a.addr); err != nil {
+			return nil, &ConfigError{a.setting, fmt.Errorf("%q: want HOST:PORT", a.addr)}
+		}
+	}
+	identity, err := mtls.Load(c.TLSCert, c.TLSKey, c.TLSCA)
+	if wrong := (*mtls.Error)(nil); errors.As(err, &wrong) {
+		return nil, &ConfigError{wrong.Setting, wrong.Err}
+	}
+	return identity, err
+}

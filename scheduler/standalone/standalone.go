@@ -1,0 +1,114 @@
+package standalone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shoalproject/shoal/mtls"
+	"github.com/shoalproject/shoal/scheduler/server"
+	"github.com/shoalproject/shoal/scheduler/wire"
+)
+
+// Scheduler is one scheduler. Make it with New, run it with Run.
+type Scheduler struct {
+	cfg      Config
+	log      *slog.Logger
+	identity *mtls.Identity // nil without TLS
+	server   *server.Server
+
+	daemons net.Listener
+	admin   net.Listener
+	// stopping is set once the scheduler is told to stop: it is not ready
+	// then.
+	stopping atomic.Bool
+}
+
+// New opens the listeners of a scheduler. The error is a *ConfigError if a
+// setting is wrong. What it opened, Run closes.
+func New(cfg Config) (*Scheduler, error) {
+	identity, err := cfg.check()
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Scheduler{cfg: cfg, log: cfg.Logger, identity: identity}
+	if s.server, err = server.New(server.Config{Log: s.log}); err != nil {
+		return nil, err
+	}
+	if s.daemons, err = net.Listen("tcp", cfg.Listen); err != nil {
+		return nil, fmt.Errorf("--listen: %w", err)
+	}
+	if s.admin, err = net.Listen("tcp", cfg.AdminListen); err != nil {
+		s.daemons.Close()
+		return nil, fmt.Errorf("--admin-listen: %w", err)
+	}
+	return s, nil
+}
+
+// Addr returns the address that daemons connect to.
+func (s *Scheduler) Addr() net.Addr { return s.daemons.Addr() }
+
+// AdminAddr returns the address of the operator's endpoints.
+func (s *Scheduler) AdminAddr() net.Addr { return s.admin.Addr() }
+
+// Run serves until ctx is done, then tells the daemons to go elsewhere, waits
+// a few seconds at most for them to do so, and returns nil. It must be called
+// once.
+func (s *Scheduler) Run(ctx context.Context) error {
+	back := s.adminServer()
+	cfg := wire.ServeConfig{}
+	if s.identity != nil {
+		cfg.TLS = s.identity.Config(s.log)
+	} else if tcp, ok := s.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
+		s.log.Warn("without --tls-cert, --tls-key and --tls-ca, everyone who reaches the scheduler may join any swarm", "listen", s.Addr())
+	}
+	s.log.Info("serving", "daemons", s.Addr(), "admin", s.AdminAddr(), "tls", s.identity != nil, "version", s.cfg.Version)
+
+	group, ctx := errgroup.WithContext(ctx)
+	context.AfterFunc(ctx, func() {
+		s.stopping.Store(true)
+		s.log.Info("stopping")
+	})
+	group.Go(func() error {
+		if err := back.Serve(s.admin); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serving %s: %w", s.admin.Addr(), err)
+		}
+		return nil
+	})
+	// The one that says we are not ready ends last.
+	group.Go(func() error {
+		defer back.Close()
+		swarms, ctx := errgroup.WithContext(ctx)
+		swarms.Go(func() error { return s.server.Run(ctx) })
+		swarms.Go(func() error {
+			return wire.Serve(ctx, s.daemons, cfg, func(ctx context.Context, c *wire.Conn) error {
+				return s.server.Serve(ctx, server.Remote{ID: c.ID, Names: c.Names, Seen: c.Seen}, c)
+			})
+		})
+		return swarms.Wait()
+	})
+	return group.Wait()
+}
+
+// adminServer returns the operator's HTTP server. No client wears it out:
+// headers must come in time and be short.
+func (s *Scheduler) adminServer() *http.Server {
+	return &http.Server{
+		Handler:           s.adminHandler(),
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second, // no request has a body that matters
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+}
