@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,8 +36,15 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) int {
-	if len(args) > 0 && args[0] == "client" {
+	switch {
+	case len(args) > 0 && args[0] == "client":
 		return client(ctx, args[1:])
+	case len(args) == 4 && args[0] == "tap":
+		if err := bed.ServeTap(ctx, args[1], args[2], args[3]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return 0
 	}
 	conf, err := parse(args)
 	switch {
@@ -74,15 +82,20 @@ type config struct {
 func parse(args []string) (*config, error) {
 	c := &config{Options: rows.Options{Log: os.Stderr}}
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	list := fs.String("rows", "5,6,9", "`rows` to measure")
+	list := fs.String("rows", "", "`rows` to measure (default all)")
 	fs.IntVar(&c.Runs, "runs", 5, "`number` of runs of each contender")
 	fs.StringVar(&c.Only, "only", "", "only the lines whose name contains this `text`")
 	fs.StringVar(&c.json, "json", "", "write the results to this `file` too, - for the standard output instead of the table")
 	fs.StringVar(&c.Dir, "dir", "", "`directory` to work in, on the disk that is to be measured (default the system's for temporary files)")
 	fs.StringVar(&c.Shoal, "shoal", "", "`binary` under test (default built from the repository)")
 	quick := fs.Bool("quick", false, "small sizes and 2 runs: whether it works, not how fast it is")
-	layer := fs.Int64("layer", 256, "`MiB` of the large layer of rows 5 and 6")
-	rate := fs.Float64("rate", 200, "`Mbit/s` of the link of row 5")
+	layer := fs.Int64("layer", 256, "`MiB` of the large layer")
+	rate := fs.Float64("rate", 0, "`Mbit/s` of every shaped link (default 100, in row 5 200)")
+	fs.IntVar(&c.Nodes, "nodes", 16, "`number` of nodes in a swarm; row 7 has 8")
+	thin := fs.Float64("thin", 50, "`Mbit/s` between the zones of row 10")
+	fs.BoolVar(&c.Alone, "alone", false, "no scheduler: the daemons of a swarm know nothing of each other")
+	fs.StringVar(&c.Liar, "liar", "", "`binary` that lies in row 13: takes the flags of shoal, sends wrong bytes (default none, and no liar)")
+	fs.StringVar(&c.Logs, "logs", "", "`directory` to keep what all processes log")
 	fs.DurationVar(&c.HitTime, "hit-time", 3*time.Second, "`time` of a run of row 6")
 	conns := fs.String("connections", "1,4", "`numbers` of connections of row 6")
 	passing := fs.Int64("passing", 100, "`GiB` of the layer of row 9 that passes the store; 0 for none")
@@ -105,15 +118,23 @@ func parse(args []string) (*config, error) {
 			}
 		}
 	}
-	c.Layer, c.Rate, c.Passing, c.Stored = *layer<<20, netns.Rate(*rate*float64(netns.Mbit)), *passing<<30, *stored<<30
-	for name, v := range map[string]int64{"runs": int64(c.Runs), "layer": c.Layer, "rate": int64(c.Rate), "hit-time": int64(c.HitTime)} {
+	c.Layer, c.Passing, c.Stored = *layer<<20, *passing<<30, *stored<<30
+	c.Rate, c.Thin = netns.Rate(*rate*float64(netns.Mbit)), netns.Rate(*thin*float64(netns.Mbit))
+	for name, v := range map[string]int64{"runs": int64(c.Runs), "layer": c.Layer, "hit-time": int64(c.HitTime), "thin": int64(c.Thin), "rate": int64(c.Rate) + 1} {
 		if v <= 0 {
 			return nil, fmt.Errorf("--%s must be more than 0", name)
 		}
 	}
+	if c.Nodes < 2 || c.Nodes > 100 {
+		return nil, errors.New("--nodes must be between 2 and 100")
+	}
 	var err error
 	if c.Connections, err = numbers(*conns); err != nil {
 		return nil, fmt.Errorf("--connections: %w", err)
+	}
+	if *list == "" {
+		c.rows = rows.All
+		return c, nil
 	}
 	wanted, err := numbers(*list)
 	if err != nil {
@@ -135,17 +156,19 @@ func numbers(s string) ([]int, error) {
 	return out, nil
 }
 
+// choose finds the rows that have the numbers; one that has several of them
+// comes once.
 func choose(ids []int) ([]rows.Row, error) {
 	var out []rows.Row
-next:
 	for _, id := range ids {
-		for _, r := range rows.All {
-			if r.ID == id {
-				out = append(out, r)
-				continue next
-			}
+		has := func(r rows.Row) bool { return r.ID == id || slices.Contains(r.Covers, id) }
+		at := slices.IndexFunc(rows.All, has)
+		switch {
+		case at < 0:
+			return nil, fmt.Errorf("--rows: there is no row %d here", id)
+		case !slices.ContainsFunc(out, has):
+			out = append(out, rows.All[at])
 		}
-		return nil, fmt.Errorf("--rows: there is no row %d here", id)
 	}
 	return out, nil
 }

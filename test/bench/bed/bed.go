@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shoalproject/shoal/test/bench/netns"
 )
 
@@ -25,6 +27,9 @@ type Bed struct {
 	Dir string
 	// Shoal is the path of the binary under test.
 	Shoal string
+	// Logs is a directory that keeps what processes log; "" is one that goes
+	// with the bed.
+	Logs string
 
 	undo []func() error
 	made int // names of directories differ by it
@@ -61,6 +66,22 @@ func (b *Bed) NewDir(name string) (string, error) {
 	b.made++
 	dir := filepath.Join(b.Dir, fmt.Sprintf("%s-%d", name, b.made))
 	return dir, os.Mkdir(dir, 0o700)
+}
+
+// UseMemory puts what the bed's directory will hold into memory, so that no
+// disk is measured. It comes before anything else.
+func (b *Bed) UseMemory() error {
+	// Its size is what it may hold at most, not what it takes.
+	if err := unix.Mount("shoal-bench", b.Dir, "tmpfs", 0, "size=90%,mode=0700"); err != nil {
+		return fmt.Errorf("mounting a tmpfs on %s: %w", b.Dir, err)
+	}
+	b.Defer(func() error {
+		if err := unix.Unmount(b.Dir, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmounting %s: %w", b.Dir, err)
+		}
+		return nil
+	})
+	return nil
 }
 
 // Network makes a network that goes with the bed.

@@ -2,9 +2,7 @@ package bed
 
 import (
 	"bufio"
-	"encoding/binary"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -93,15 +91,75 @@ func (p *Process) PeakMemory() (int64, error) {
 	return 0, fmt.Errorf("no VmHWM of %s: is it gone? %s", p.name, p.tail())
 }
 
-// listening looks for a listening socket in /proc/PID/net/tcp, where addresses
-// are hexadecimal in the machine's byte order.
-func listening(table string, addr *net.TCPAddr) bool {
-	local := fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(addr.IP.To4()), addr.Port)
+// Clients returns how many connections the process's namespace has at a port
+// of its own.
+func (p *Process) Clients(port int) (int, error) {
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", p.Pid()))
+	if err != nil {
+		return 0, fmt.Errorf("reading the connections of %s: %w: %s", p.name, err, p.tail())
+	}
+	return established(string(table), port), nil
+}
+
+// established counts connections at a local port in /proc/PID/net/tcp, where
+// ports are hexadecimal.
+func established(table string, port int) int {
+	n := 0
 	for line := range strings.Lines(table) {
-		// 0A is TCP_LISTEN.
-		if f := strings.Fields(line); len(f) > 3 && f[1] == local && f[3] == "0A" {
-			return true
+		// 01 is TCP_ESTABLISHED.
+		if f := strings.Fields(line); len(f) > 3 && f[3] == "01" && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) {
+			n++
 		}
 	}
-	return false
+	return n
+}
+
+// CPUs adds up the CPU seconds that the processes have used so far; of those
+// that have ended, all that they used. Children are not counted.
+func CPUs(list ...*Process) (float64, error) {
+	var sum float64
+	for _, p := range list {
+		if p.Gone() {
+			sum += p.spent()
+			continue
+		}
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid()))
+		if err != nil {
+			<-p.exited // it ended just now
+			sum += p.spent()
+			continue
+		}
+		st, err := parseStat(string(b))
+		if err != nil {
+			return 0, fmt.Errorf("/proc/%d/stat: %w", p.Pid(), err)
+		}
+		sum += float64(st.ticks) / ticks
+	}
+	return sum, nil
+}
+
+// spent is the CPU time of a process that has ended, in seconds.
+func (p *Process) spent() float64 {
+	return (p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()).Seconds()
+}
+
+// MachineCPU returns for how many CPU seconds the machine has been busy so
+// far. What the hypervisor has taken away counts as busy: it was wanted.
+func MachineCPU() (float64, error) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	return parseMachine(string(b))
+}
+
+// parseMachine reads the first line of /proc/stat: user, nice, system, idle,
+// iowait, irq, softirq, steal; see proc(5). What follows is in these already.
+func parseMachine(s string) (float64, error) {
+	var name string
+	var v [8]int64
+	if _, err := fmt.Sscan(s, &name, &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &v[6], &v[7]); err != nil || name != "cpu" {
+		return 0, fmt.Errorf("/proc/stat begins with %.80q: %v", s, err)
+	}
+	return float64(v[0]+v[1]+v[2]+v[5]+v[6]+v[7]) / ticks, nil
 }

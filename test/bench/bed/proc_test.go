@@ -1,10 +1,6 @@
 package bed
 
-import (
-	"encoding/binary"
-	"net"
-	"testing"
-)
+import "testing"
 
 func TestParseStat(t *testing.T) {
 	const line = "1234 (a (b) c) S 77 1234 1234 0 -1 4194304 500 0 0 0 321 45 6 7 20 0 4 0 100 1000 200 18446744073709551615"
@@ -26,17 +22,25 @@ func TestMissingNamesPackages(t *testing.T) {
 	}
 }
 
-func TestListening(t *testing.T) {
+func TestEstablished(t *testing.T) {
 	const table = `  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 0100007F:1130 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1
-   1: 0100007F:1131 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 2
+   0: 0100007F:1132 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1
+   1: 0100007F:1132 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 2
+   2: 0100007F:1132 0100007F:9998 01 00000000:00000000 00:00000000 00000000     0        0 3
+   3: 0100007F:1132 0100007F:9997 06 00000000:00000000 00:00000000 00000000     0        0 4
+   4: 0100007F:9999 0100007F:1132 01 00000000:00000000 00:00000000 00000000     0        0 5
 `
-	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 {
-		t.Skip("the table is of a little-endian machine")
+	if got := established(table, 4402); got != 2 {
+		t.Errorf("%d connections, want 2", got)
 	}
-	for port, want := range map[int]bool{4400: true, 4401: false, 4402: false} {
-		if got := listening(table, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port}); got != want {
-			t.Errorf("port %d: %v, want %v", port, got, want)
-		}
+}
+
+func TestParseMachine(t *testing.T) {
+	got, err := parseMachine("cpu  100 20 30 4000 500 6 7 800 9 0\ncpu0 50 0 0 0 0 0 0 0 0 0\n")
+	if want := (100 + 20 + 30 + 6 + 7 + 800) / 100.0; err != nil || got != want {
+		t.Errorf("got %v, %v; want %v", got, err, want)
+	}
+	if _, err := parseMachine("cpu0 1 2 3"); err == nil {
+		t.Error("no error for half a line")
 	}
 }

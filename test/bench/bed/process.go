@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -36,6 +37,17 @@ var Here = Place{Addr: "127.0.0.1"}
 // At is a node of a network.
 func At(n *netns.Node) Place { return Place{Netns: n.Netns, Addr: n.Addr} }
 
+// Within is the loopback of a node.
+func Within(n *netns.Node) Place { return Place{Netns: n.Netns, Addr: "127.0.0.1"} }
+
+// dial connects to an address from the place.
+func (p Place) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if p.Netns != "" {
+		return netns.Dial(ctx, p.Netns, addr)
+	}
+	return new(net.Dialer).DialContext(ctx, network, addr)
+}
+
 func (p Place) command(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -54,6 +66,7 @@ func (p Place) command(ctx context.Context, name string, args ...string) (*exec.
 // Process is a running server.
 type Process struct {
 	name   string
+	at     Place
 	cmd    *exec.Cmd
 	log    string
 	exited chan struct{} // closed once err is set
@@ -63,20 +76,40 @@ type Process struct {
 // start runs a server with its output in a file of the bed. It is stopped with
 // the bed, if not before.
 func (b *Bed) start(at Place, name string, args ...string) (*Process, error) {
+	return b.startWith(at, nil, nil, name, args...)
+}
+
+// startWith is start for a process whose standard input and output are given,
+// unless they are nil.
+func (b *Bed) startWith(at Place, stdin, stdout *os.File, name string, args ...string) (*Process, error) {
 	cmd, err := at.command(context.Background(), name, args...)
 	if err != nil {
 		return nil, err
 	}
-	out, err := os.CreateTemp(b.Dir, "log-")
+	dir, about := b.Dir, filepath.Base(name)
+	if b.Logs != "" {
+		dir = b.Logs
+	}
+	if at.Netns != "" {
+		about += "-" + at.Netns
+	}
+	log, err := os.CreateTemp(dir, fmt.Sprintf("log-%s-*", about))
 	if err != nil {
 		return nil, err
 	}
-	defer out.Close()
-	cmd.Stdout, cmd.Stderr = out, out
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	// An interface that holds a nil *os.File is not nil.
+	if stdin != nil {
+		cmd.Stdin = stdin
+	}
+	if stdout != nil {
+		cmd.Stdout = stdout
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
-	p := &Process{name: name, cmd: cmd, log: out.Name(), exited: make(chan struct{})}
+	p := &Process{name: about, at: at, cmd: cmd, log: log.Name(), exited: make(chan struct{})}
 	go func() {
 		p.err = cmd.Wait()
 		close(p.exited)
@@ -88,12 +121,41 @@ func (b *Bed) start(at Place, name string, args ...string) (*Process, error) {
 // Pid is the process id.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
-// Stop ends the process as an operator would. Stopping twice is fine.
-func (p *Process) Stop() error {
+// Gone reports whether the process has ended.
+func (p *Process) Gone() bool {
 	select {
 	case <-p.exited:
-		return nil
+		return true
 	default:
+		return false
+	}
+}
+
+// Kill ends the process without a warning. Killing twice is fine.
+func (p *Process) Kill() {
+	// It may have gone by itself; then there is nothing to kill.
+	_ = p.cmd.Process.Kill()
+	<-p.exited
+}
+
+// StopAll is Stop for many, at the same time.
+func StopAll(list ...*Process) error {
+	for _, p := range list {
+		if !p.Gone() {
+			_ = p.cmd.Process.Signal(syscall.SIGTERM)
+		}
+	}
+	var errs []error
+	for _, p := range list {
+		errs = append(errs, p.Stop())
+	}
+	return errors.Join(errs...)
+}
+
+// Stop ends the process as an operator would. Stopping twice is fine.
+func (p *Process) Stop() error {
+	if p.Gone() {
+		return nil
 	}
 	// It may go by itself in between; then there is nothing to signal.
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
@@ -171,13 +233,13 @@ func Self(ctx context.Context, at Place, into any, args ...string) error {
 	return nil
 }
 
-// ports returns n ports of a place to listen at: fixed ones in a namespace,
-// where nobody else is, else such as were free a moment ago.
-func (p Place) ports(n int) ([]string, error) {
-	out := make([]string, n)
-	for i := range out {
+// ports returns addresses of a place to listen at: with the given ports in a
+// namespace, where nobody else is, else with such as were free a moment ago.
+func (p Place) ports(wanted ...int) ([]string, error) {
+	out := make([]string, len(wanted))
+	for i, port := range wanted {
 		if p.Netns != "" {
-			out[i] = net.JoinHostPort(p.Addr, strconv.Itoa(4400+i))
+			out[i] = net.JoinHostPort(p.Addr, strconv.Itoa(port))
 			continue
 		}
 		l, err := net.Listen("tcp", net.JoinHostPort(p.Addr, "0"))

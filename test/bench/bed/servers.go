@@ -2,7 +2,6 @@ package bed
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -22,13 +21,20 @@ type Daemon struct {
 // origin that all requests go to; more flags come last. It returns when it is
 // ready.
 func (b *Bed) StartDaemon(at Place, origin string, flags ...string) (*Daemon, error) {
+	d, err := b.LaunchDaemon(b.Shoal, at, origin, flags...)
+	if err != nil {
+		return nil, err
+	}
+	return d, d.WaitReady()
+}
+
+// LaunchDaemon is StartDaemon, of a given binary, that does not wait.
+func (b *Bed) LaunchDaemon(shoal string, at Place, origin string, flags ...string) (*Daemon, error) {
 	dir, err := b.NewDir("data")
 	if err != nil {
 		return nil, err
 	}
-	// A namespace cannot be reached from here, so that the admin endpoints
-	// listen on a port and readiness is seen by what listens there.
-	ports, err := at.ports(3)
+	ports, err := at.ports(4400, 4403)
 	if err != nil {
 		return nil, err
 	}
@@ -37,10 +43,15 @@ func (b *Bed) StartDaemon(at Place, origin string, flags ...string) (*Daemon, er
 		"--listen", d.Addr, "--admin-listen", d.Admin, "--data-dir", dir, "--auth", "open",
 		"--registry", "bench.example=http://" + origin, "--default-registry", "bench.example",
 		"--log-level", "warn"}
-	if d.Process, err = b.start(at, b.Shoal, append(args, flags...)...); err != nil {
+	if d.Process, err = b.start(at, shoal, append(args, flags...)...); err != nil {
 		return nil, err
 	}
-	return d, d.waitReady(func() error { return listens(d.Process, d.Admin, at) })
+	return d, nil
+}
+
+// WaitReady returns when the daemon says that it is.
+func (d *Daemon) WaitReady() error {
+	return d.waitReady(func() error { return d.answers(d.Admin, "/readyz") })
 }
 
 // Discard stops the daemon and removes its data.
@@ -65,7 +76,7 @@ http: {addr: "%s"}
 
 // StartRegistry runs a registry on what is in a directory.
 func (b *Bed) StartRegistry(at Place, root string) (*Registry, error) {
-	ports, err := at.ports(1)
+	ports, err := at.ports(5000)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +92,7 @@ func (b *Bed) StartRegistry(at Place, root string) (*Registry, error) {
 	if r.Process, err = b.start(at, DockerRegistry.Program, "serve", config); err != nil {
 		return nil, err
 	}
-	return r, r.waitReady(func() error { return listens(r.Process, r.Addr, at) })
+	return r, r.waitReady(func() error { return r.answers(r.Addr, "/v2/") })
 }
 
 // NginxServer serves a directory.
@@ -115,7 +126,7 @@ http {
 
 // StartNginx serves the files in root.
 func (b *Bed) StartNginx(at Place, root string) (*NginxServer, error) {
-	ports, err := at.ports(1)
+	ports, err := at.ports(5000)
 	if err != nil {
 		return nil, err
 	}
@@ -131,31 +142,21 @@ func (b *Bed) StartNginx(at Place, root string) (*NginxServer, error) {
 	if n.Process, err = b.start(at, Nginx.Program, "-p", dir, "-c", config); err != nil {
 		return nil, err
 	}
-	return n, n.waitReady(func() error { return listens(n.Process, n.Addr, at) })
+	return n, n.waitReady(func() error { return n.answers(n.Addr, "") })
 }
 
-var probe = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-
-// listens is nil once the server accepts connections. Into a namespace it
-// looks by the list of its sockets, so that nothing has to run there.
-func listens(p *Process, addr string, at Place) error {
-	if at.Netns == "" {
-		resp, err := probe.Get("http://" + addr + "/")
-		if err != nil {
-			return err
-		}
-		return resp.Body.Close()
-	}
-	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/tcp", p.Pid()))
+// answers is nil once the server answers at one of its addresses; with a path,
+// only if it answers with 200.
+func (p *Process) answers(addr, path string) error {
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: p.at.dial}
+	defer transport.CloseIdleConnections()
+	resp, err := (&http.Client{Timeout: 5 * time.Second, Transport: transport}).Get("http://" + addr + path)
 	if err != nil {
 		return err
 	}
-	tcp, err := net.ResolveTCPAddr("tcp4", addr)
-	if err != nil {
-		return err
-	}
-	if !listening(string(table), tcp) {
-		return fmt.Errorf("nothing listens at %s", addr)
+	defer resp.Body.Close()
+	if path != "" && resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", resp.Request.URL, resp.Status)
 	}
 	return nil
 }

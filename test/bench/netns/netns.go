@@ -92,6 +92,11 @@ func (nw *Network) add(hub string, zone int, rate Rate) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	if cc := os.Getenv("CC"); cc != "" {
+		if err := in(node.Netns, func() error { return os.WriteFile("/proc/sys/net/ipv4/tcp_congestion_control", []byte(cc), 0) }); err != nil {
+			return nil, err
+		}
+	}
 	return node, node.Shape(rate)
 }
 

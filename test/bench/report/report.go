@@ -82,20 +82,26 @@ type Result struct {
 	// Contenders: ours first. With two or more the figure is the ratio of the
 	// first to the second; with one it is the value itself.
 	Contenders []Contender `json:"contenders"`
+	// Plain: the figure is the value of the first contender in any case. The
+	// others are there to compare.
+	Plain bool `json:"plain,omitempty"`
 	// Err is why nothing or not all was measured.
 	Err string `json:"error,omitempty"`
 }
 
 // Figure is the figure of the line. All are NaN without samples.
 func (r Result) Figure() Spread {
-	switch len(r.Contenders) {
-	case 0:
+	switch {
+	case len(r.Contenders) == 0:
 		return SpreadOf(nil)
-	case 1:
+	case !r.relative():
 		return SpreadOf(r.Contenders[0].values())
 	}
 	return Ratio(r.Contenders[0].values(), r.Contenders[1].values())
 }
+
+// relative reports whether the figure is a ratio.
+func (r Result) relative() bool { return len(r.Contenders) >= 2 && !r.Plain }
 
 // Verdict is what became of a line.
 type Verdict string

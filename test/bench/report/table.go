@@ -55,7 +55,7 @@ func (r Result) writeRows(w io.Writer) {
 
 // figureDigits is three for ratios, which are near 1.
 func (r Result) figureDigits(f Spread) int {
-	if len(r.Contenders) >= 2 {
+	if r.relative() {
 		return 3
 	}
 	return digits(f.Median)

@@ -29,10 +29,22 @@ type Options struct {
 	// Log gets a line per run.
 	Log io.Writer
 
-	// Layer is the size of the one large layer of rows 5 and 6, in bytes.
+	// Logs is a directory that keeps what processes log, "" for none.
+	Logs string
+
+	// Layer is the size of the one large layer, in bytes.
 	Layer int64
-	// Rate is that of the link to the origin of row 5.
+	// Rate of the links; 0 is for what a row takes by itself.
 	Rate netns.Rate
+	// Nodes of a swarm.
+	Nodes int
+	// Thin is the rate between the zones of row 10.
+	Thin netns.Rate
+	// Alone starts the daemons of a swarm without a scheduler.
+	Alone bool
+	// Liar is the path of a binary that takes the flags of shoal and, as a
+	// daemon, sends others wrong bytes; "" is for none.
+	Liar string
 	// HitTime is how long one run of row 6 reads.
 	HitTime time.Duration
 	// Connections of row 6, a line each.
@@ -46,6 +58,8 @@ type Options struct {
 type Row struct {
 	ID    int
 	Title string
+	// Covers are further rows that its lines have figures of.
+	Covers []int
 	// Root: it makes network namespaces.
 	Root  bool
 	Needs []bed.Need
@@ -64,6 +78,21 @@ type Line struct {
 	Goal *report.Goal
 	// Contenders: ours first, then the one that it is compared with.
 	Contenders []Contender
+	// Plain: the figure is our own value; see [report.Result].
+	Plain bool
+	// Also are further figures that the same runs give.
+	Also []Also
+}
+
+// Also is a figure that is among the notes of the samples.
+type Also struct {
+	// Row is the number of the row that it belongs to, 0 for that of the line.
+	Row   int
+	Title string
+	// Note is its name among the notes. Contenders without it are left out.
+	Note  string
+	Goal  *report.Goal
+	Plain bool
 }
 
 // Contender is one of those that are compared.
@@ -71,10 +100,12 @@ type Contender struct {
 	Name string
 	// Measure does one run.
 	Measure func(context.Context) (report.Sample, error)
+	// Runs is how many at most, 0 for as many as the line has.
+	Runs int
 }
 
 // All are the rows that can be measured so far.
-var All = []Row{row5, row6, row9}
+var All = []Row{row1, row4, row5, row6, row7, row9, row10, row12, row13}
 
 // Run measures the row. What goes wrong is in the results.
 func (r Row) Run(ctx context.Context, o Options) (results []report.Result) {
@@ -88,6 +119,7 @@ func (r Row) Run(ctx context.Context, o Options) (results []report.Result) {
 	if err != nil {
 		return failed(err)
 	}
+	b.Logs = o.Logs
 	defer func() {
 		if err := b.Close(); err != nil {
 			results = failed(fmt.Errorf("cleaning up: %w", err))
@@ -99,7 +131,7 @@ func (r Row) Run(ctx context.Context, o Options) (results []report.Result) {
 	}
 	for _, l := range lines {
 		if strings.Contains(l.Name, o.Only) {
-			results = append(results, l.run(ctx, r, o))
+			results = append(results, l.run(ctx, r, o)...)
 		}
 	}
 	return results
@@ -107,8 +139,8 @@ func (r Row) Run(ctx context.Context, o Options) (results []report.Result) {
 
 // run takes the contenders in turn, so that what the machine does besides
 // meets them alike.
-func (l Line) run(ctx context.Context, r Row, o Options) report.Result {
-	res := report.Result{Row: r.ID, Title: r.Title, Line: l.Name, Unit: l.Unit, Goal: l.Goal}
+func (l Line) run(ctx context.Context, r Row, o Options) []report.Result {
+	res := report.Result{Row: r.ID, Title: r.Title, Line: l.Name, Unit: l.Unit, Goal: l.Goal, Plain: l.Plain}
 	for _, c := range l.Contenders {
 		res.Contenders = append(res.Contenders, report.Contender{Name: c.Name})
 	}
@@ -118,20 +150,50 @@ func (l Line) run(ctx context.Context, r Row, o Options) report.Result {
 	}
 	for run := range runs {
 		for i, c := range l.Contenders {
-			if err := ctx.Err(); err != nil {
-				res.Err = err.Error()
-				return res
+			if c.Runs > 0 && run >= c.Runs {
+				continue
 			}
-			s, err := c.Measure(ctx)
+			err := ctx.Err()
+			var s report.Sample
+			if err == nil {
+				s, err = c.Measure(ctx)
+			}
 			if err != nil {
 				res.Err = fmt.Sprintf("run %d of %s: %v", run+1, c.Name, err)
-				return res
+				return l.with(res)
 			}
 			fmt.Fprintf(o.Log, "row %d, %s, run %d of %d, %s: %v\n", r.ID, l.Name, run+1, runs, c.Name, s.In(l.Unit))
 			res.Contenders[i].Samples = append(res.Contenders[i].Samples, s)
 		}
 	}
-	return res
+	return l.with(res)
+}
+
+// with adds the further figures to the one of the line.
+func (l Line) with(res report.Result) []report.Result {
+	out := []report.Result{res}
+	for _, a := range l.Also {
+		also := report.Result{Row: a.Row, Title: a.Title, Line: a.Title + ": " + l.Name, Goal: a.Goal, Plain: a.Plain, Err: res.Err}
+		if a.Row == 0 {
+			also.Row = res.Row
+		}
+		for _, c := range res.Contenders {
+			has := report.Contender{Name: c.Name}
+			for _, s := range c.Samples {
+				for _, n := range s.Notes {
+					if n.Name == a.Note {
+						has.Samples = append(has.Samples, report.Sample{Value: n.Value})
+						also.Unit = n.Unit
+					}
+				}
+			}
+			if has.Samples != nil {
+				also.Contenders = append(also.Contenders, has)
+			}
+		}
+		out = append(out, also)
+	}
+	return out
 }
 
 // atMost and atLeast are goals.

@@ -8,6 +8,7 @@ import (
 	"github.com/shoalproject/shoal/test/bench/bed"
 	"github.com/shoalproject/shoal/test/bench/load"
 	"github.com/shoalproject/shoal/test/bench/report"
+	"github.com/shoalproject/shoal/test/bench/swarm"
 )
 
 // Row 5 asks what a node that is alone pays for Shoal: a cold pull through the
@@ -21,27 +22,30 @@ var row5 = Row{
 	Lines: row5Lines,
 }
 
-const repo = "bench/image"
+const repo = swarm.Repo
 
-// image is an image of row 5.
+// image is an image to push.
 type image struct {
 	tag    string
 	name   string
 	layers []int64
+	// index: the tag is of an index.
+	index bool
 }
 
 func images(large int64) []image {
 	return []image{
-		{"one", "1 layer of " + size(large), []int64{large}},
+		{tag: "one", name: "1 layer of " + size(large), layers: []int64{large}},
 		// About as in real images: a base, an interpreter, dependencies, and
 		// many small steps.
-		{"mixed", "12 layers of 1 KiB to " + size(large/4), []int64{
+		{tag: "mixed", name: "12 layers of 1 KiB to " + size(large/4), layers: []int64{
 			large / 8, 1 << 10, large / 4, 64 << 10, 1 << 20, large / 16, 512 << 10, 3 << 20, 10 << 10, large / 32, 256 << 10, 5 << 20,
 		}},
 	}
 }
 
 func row5Lines(ctx context.Context, b *bed.Bed, o Options) ([]Line, error) {
+	rate := o.rate(200)
 	root, err := b.NewDir("images")
 	if err != nil {
 		return nil, err
@@ -53,7 +57,7 @@ func row5Lines(ctx context.Context, b *bed.Bed, o Options) ([]Line, error) {
 	}
 	list := images(o.Layer)
 	for i, img := range list {
-		if err := img.push(ctx, local.Addr, uint64(i)); err != nil {
+		if _, err := img.push(ctx, "http://"+local.Addr, uint64(i)); err != nil {
 			return nil, err
 		}
 	}
@@ -61,7 +65,7 @@ func row5Lines(ctx context.Context, b *bed.Bed, o Options) ([]Line, error) {
 	if err != nil {
 		return nil, err
 	}
-	server, err := nw.Add(o.Rate)
+	server, err := nw.Add(rate)
 	if err != nil {
 		return nil, err
 	}
@@ -75,29 +79,31 @@ func row5Lines(ctx context.Context, b *bed.Bed, o Options) ([]Line, error) {
 	}
 	var lines []Line
 	for _, img := range list {
-		lines = append(lines, Line{Name: fmt.Sprintf("%s, %v", img.name, o.Rate), Unit: "s", Goal: atMost(1.03), Contenders: []Contender{
-			{"shoal, cold", coldPull(b, bed.At(node), far.Addr, img.tag)},
-			{"direct", directPull(bed.At(node), far.Process, far.Addr, img.tag)},
+		lines = append(lines, Line{Name: fmt.Sprintf("%s, %v", img.name, rate), Unit: "s", Goal: atMost(1.03), Contenders: []Contender{
+			{Name: "shoal, cold", Measure: coldPull(b, bed.At(node), far.Addr, img.tag)},
+			{Name: "direct", Measure: directPull(bed.At(node), far.Process, far.Addr, img.tag)},
 		}})
 	}
 	for _, img := range list {
 		lines = append(lines, Line{Name: img.name + ", loopback", Unit: "s", Contenders: []Contender{
-			{"shoal, cold", coldPull(b, bed.Here, local.Addr, img.tag)},
-			{"direct", directPull(bed.Here, local.Process, local.Addr, img.tag)},
+			{Name: "shoal, cold", Measure: coldPull(b, bed.Here, local.Addr, img.tag)},
+			{Name: "direct", Measure: directPull(bed.Here, local.Process, local.Addr, img.tag)},
 		}})
 	}
 	return lines, nil
 }
 
-func (img image) push(ctx context.Context, addr string, seed uint64) error {
+// push pushes the image to a base URL. Its bytes follow from the seed.
+func (img image) push(ctx context.Context, base string, seed uint64) (load.Pushed, error) {
 	layers := make([]load.Layer, len(img.layers))
 	for i, n := range img.layers {
 		layers[i] = load.Layer{Bytes: registrytest.Random(seed<<8 + uint64(i)), Size: n}
 	}
-	if _, err := load.Push(ctx, "http://"+addr, repo, img.tag, layers...); err != nil {
-		return fmt.Errorf("pushing the image %q: %w", img.tag, err)
+	p, err := load.Push(ctx, base, repo, img.tag, layers...)
+	if err != nil {
+		return p, fmt.Errorf("pushing the image %q: %w", img.tag, err)
 	}
-	return nil
+	return p, nil
 }
 
 // coldPull pulls through a daemon that has just been started with nothing.

@@ -65,8 +65,8 @@ func row6Lines(ctx context.Context, b *bed.Bed, o Options) ([]Line, error) {
 	var lines []Line
 	for _, conns := range o.Connections {
 		lines = append(lines, Line{Name: fmt.Sprintf("%s, connections: %d", size(o.Layer), conns), Unit: "GiB/s", Goal: atLeast(0.95), Contenders: []Contender{
-			{"shoal", throughput(daemon.Process, daemon.Addr, ours, conns, o)},
-			{"nginx", throughput(nginx.Process, nginx.Addr, theirs, conns, o)},
+			{Name: "shoal", Measure: throughput(daemon.Process, daemon.Addr, ours, conns, o)},
+			{Name: "nginx", Measure: throughput(nginx.Process, nginx.Addr, theirs, conns, o)},
 		}})
 	}
 	return lines, nil

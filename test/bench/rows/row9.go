@@ -31,12 +31,12 @@ func row9Lines(_ context.Context, b *bed.Bed, o Options) ([]Line, error) {
 	// The flag's default would pass 16 GiB, but says so nowhere in the result.
 	if o.Stored > 0 {
 		lines = append(lines, Line{Name: size(o.Stored) + " into the store", Unit: "MiB", Runs: 1, Goal: atMost(memoryGoal), Contenders: []Contender{
-			{"shoal", memory(b, o.Stored, fmt.Sprint(o.Stored+o.Stored/4))},
+			{Name: "shoal", Measure: memory(b, o.Stored, fmt.Sprint(o.Stored+o.Stored/4))},
 		}})
 	}
 	if o.Passing > 0 {
 		lines = append(lines, Line{Name: size(o.Passing) + " past the store", Unit: "MiB", Runs: 1, Goal: atMost(memoryGoal), Contenders: []Contender{
-			{"shoal", memory(b, o.Passing, fmt.Sprint(o.Passing/4))},
+			{Name: "shoal", Measure: memory(b, o.Passing, fmt.Sprint(o.Passing/4))},
 		}})
 	}
 	return lines, nil

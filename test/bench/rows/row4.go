@@ -1,0 +1,64 @@
+package rows
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/shoalproject/shoal/test/bench/bed"
+	"github.com/shoalproject/shoal/test/bench/report"
+	"github.com/shoalproject/shoal/test/bench/swarm"
+)
+
+// Row 4 asks how well a swarm divides the uplink of the one node that has an
+// image, when the origin is gone. That node pulled it before; the others pull by
+// digest, since a tag means nothing without an origin.
+var row4 = Row{
+	ID:    4,
+	Title: "one seed, origin cut off: last node / ideal",
+	Root:  true,
+	Needs: swarmNeeds,
+	Lines: row4Lines,
+}
+
+func row4Lines(ctx context.Context, b *bed.Bed, o Options) ([]Line, error) {
+	img := one(o.Layer)
+	s, err := newBench(ctx, b, o, swarm.Config{Nodes: o.Nodes}, img)
+	if err != nil {
+		return nil, err
+	}
+	const noteSeed = "seed sent"
+	measure := func(ctx context.Context) (report.Sample, error) {
+		return s.with(o.Nodes, func(c *swarm.Cluster) (report.Sample, error) {
+			run, err := s.seeded(ctx, c, img.tag, 1, func(<-chan struct{}) error {
+				c.KillOrigin()
+				return nil
+			})
+			if err != nil {
+				return report.Sample{}, err
+			}
+			if _, _, err := run.Failed(); err != nil {
+				return report.Sample{}, err
+			}
+			sent := float64(run.Sent[0].Payload()) / float64(s.pushed[img.tag].Bytes)
+			return report.Sample{Value: timesIdeal(s, img.tag, run), Notes: append([]report.Note{{Name: noteSeed, Value: sent, Unit: "copies"}}, s.cost(run)...)}, nil
+		})
+	}
+	return []Line{{
+		Name: s.name(fmt.Sprintf("%s, 1 seed", img.name), o.Nodes), Unit: "× ideal", Plain: true, Goal: atMost(1.2),
+		Contenders: []Contender{{Name: s.ours(), Measure: measure}},
+		Also:       []Also{{Title: "bytes from the seed / size", Note: noteSeed, Goal: atMost(1.25), Plain: true}},
+	}}, nil
+}
+
+// seeded lets some nodes pull an image by tag, and then the others by digest.
+// Something is done when the others begin.
+func (s *bench) seeded(ctx context.Context, c *swarm.Cluster, tag string, seeds int, meanwhile func(done <-chan struct{}) error) (*swarm.Run, error) {
+	run, err := c.Pull(ctx, swarm.Everybody(0, seeds, tag), nil)
+	if err != nil {
+		return nil, err
+	}
+	if _, _, err := run.Failed(); err != nil {
+		return nil, fmt.Errorf("seeding: %w", err)
+	}
+	return c.Pull(ctx, swarm.Everybody(seeds, s.conf.Nodes, s.pushed[tag].Digest.String()), meanwhile)
+}
