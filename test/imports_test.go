@@ -43,7 +43,7 @@ var may = map[string][]string{
 	"daemon": {"daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
 		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls"},
 	"demo":      {"daemon", "registry", "registry/registrytest"},
-	"cmd/shoal": {"daemon", "demo"},
+	"cmd/shoal": {"daemon", "demo", "scheduler/standalone"},
 	"test":      nil,
 }
 

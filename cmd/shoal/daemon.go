@@ -17,12 +17,21 @@ func newDaemonCommand() *cobra.Command {
 		Short: "Run the node agent: the mirror that the container runtime asks",
 		Long: `Runs the node agent. Point the container runtime's registry mirror at --listen.
 
+Every node of a swarm names the same schedulers with --scheduler, in the same
+spelling, and has a name (--node-name) that no other has. Other nodes must reach
+--peer-listen, and nodes that are named alike, such as "localhost", keep each
+other out.
+
 Every flag can also be set by an environment variable (--cache-size is
 SHOAL_CACHE_SIZE; values of a repeatable one are separated by spaces) or in the
 YAML file of --config (cache-size: 20GiB). A flag beats the environment, which
 beats the file.`,
 		Example: `  # A mirror of Docker Hub and of a registry in the house:
   shoal daemon --registry docker.io --registry registry.example.com --auth node
+
+  # A node of a swarm; other nodes and the scheduler must prove who they are:
+  shoal daemon --scheduler scheduler.example.com:4402 --zone eu-1a \
+    --tls-cert node.pem --tls-key node.key --tls-ca ca.pem
 
   # A plain-HTTP registry under a name of its own, behind a private CA:
   shoal daemon --registry 'apps.example.com=https://10.0.0.5:5000,ca=/etc/shoal/ca.pem'`,

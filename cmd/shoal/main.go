@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shoalproject/shoal/daemon"
+	"github.com/shoalproject/shoal/scheduler/standalone"
 )
 
 // Exit codes of the command.
@@ -40,9 +41,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	// Libraries spread some errors over lines; a user gets one.
 	fmt.Fprintf(stderr, "%s: %s\n", cmd.CommandPath(), strings.Join(strings.Fields(err.Error()), " "))
-	var setting *daemon.ConfigError
-	var usage *usageError
-	if errors.As(err, &setting) || errors.As(err, &usage) {
+	return exitCode(err)
+}
+
+// exitCode tells what is wrong as such from what only starting finds out.
+func exitCode(err error) int {
+	var (
+		usage     *usageError
+		node      *daemon.ConfigError
+		scheduler *standalone.ConfigError
+	)
+	if errors.As(err, &usage) || errors.As(err, &node) || errors.As(err, &scheduler) {
 		return exitUsage
 	}
 	return exitFailed
@@ -76,7 +85,7 @@ not fetch again; every byte is verified.`,
 		".LocalFlags.FlagUsages", ".LocalFlags.FlagUsagesWrapped 100",
 		".InheritedFlags.FlagUsages", ".InheritedFlags.FlagUsagesWrapped 100",
 	).Replace(root.UsageTemplate()))
-	root.AddCommand(newDaemonCommand(), newDemoCommand(), newVersionCommand())
+	root.AddCommand(newDaemonCommand(), newSchedulerCommand(), newDemoCommand(), newVersionCommand())
 	return root
 }
 

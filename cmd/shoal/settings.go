@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/dustin/go-humanize"
@@ -105,7 +106,7 @@ func yamlValues(v any, list bool) ([]string, error) {
 	case bool:
 		return []string{fmt.Sprint(v)}, nil
 	case float64: // what JSON, to which the YAML is turned, makes of a number
-		return []string{fmt.Sprintf("%.0f", v)}, nil
+		return []string{strconv.FormatFloat(v, 'f', -1, 64)}, nil
 	default:
 		return nil, errors.New("want a plain value")
 	}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/shoalproject/shoal/scheduler/standalone"
+)
+
+func newSchedulerCommand() *cobra.Command {
+	cfg := standalone.DefaultConfig()
+	var log logging
+	cmd := &cobra.Command{
+		Use:   "scheduler",
+		Short: "Run a scheduler: it says which node brings which piece",
+		Long: `Runs a scheduler for the daemons of a cluster, which name it with --scheduler.
+It says which node brings which piece of an image, and who fetches from whom;
+the bytes of images never pass through it. It keeps nothing on disk: one that is
+started again is told by the daemons, within seconds, what they hold.
+
+Several may run, and need not know of each other. Each blob belongs to one of
+them, and to the next while that one is away. Every daemon must name the same
+ones in the same spelling, since the spelling decides which blob belongs to
+which: either each by --scheduler HOST:PORT, or all by one name of the DNS that
+has all their addresses, --scheduler dns:///NAME:PORT, which is resolved again
+every 15 seconds.
+
+With --tls-cert, --tls-key and --tls-ca the scheduler and the daemons prove to
+each other who they are, or it takes nobody. Its certificate must be for the
+HOST or NAME by which the daemons reach it. Without, who reaches --listen may
+join any swarm.
+
+Every flag can also be set by an environment variable (--admin-listen is
+SHOAL_ADMIN_LISTEN) or in the YAML file of --config (admin-listen: ":4404"). A
+flag beats the environment, which beats the file.`,
+		Example: `  # One scheduler, and a daemon that uses it:
+  shoal scheduler
+  shoal daemon --scheduler scheduler.example.com:4402
+
+  # Who joins must have a certificate; probes and metrics from elsewhere:
+  shoal scheduler --admin-listen :4404 --tls-cert cert.pem --tls-key key.pem --tls-ca ca.pem`,
+		Args: usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := applySettings(cmd.Flags()); err != nil {
+				return err
+			}
+			cfg.Logger = log.logger(cmd.ErrOrStderr())
+			cfg.Version = readBuild().Version
+			s, err := standalone.New(cfg)
+			if err != nil {
+				return err
+			}
+			return s.Run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.StringVar(&cfg.Listen, "listen", cfg.Listen, "`HOST:PORT` where daemons connect")
+	f.StringVar(&cfg.AdminListen, "admin-listen", cfg.AdminListen, "`HOST:PORT` of /healthz, /readyz, /metrics and /debug/pprof/")
+	f.StringVar(&cfg.TLSCert, "tls-cert", cfg.TLSCert, "PEM `FILE` with the scheduler's certificate, for mutual TLS with daemons; with --tls-key and --tls-ca")
+	f.StringVar(&cfg.TLSKey, "tls-key", cfg.TLSKey, "PEM `FILE` with its key")
+	f.StringVar(&cfg.TLSCA, "tls-ca", cfg.TLSCA, "PEM `FILE` with the CA that signs the certificates of all nodes and schedulers")
+	log.addFlags(f)
+	f.String("config", "", "YAML `FILE` with any of these settings")
+	return cmd
+}
