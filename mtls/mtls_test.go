@@ -233,6 +233,31 @@ func TestChangeOfCA(t *testing.T) {
 	}
 }
 
+// While a CA is replaced, both are in the file, and certificates of either do.
+func TestTwoCAs(t *testing.T) {
+	old, fresh := mtlstest.NewAuthority(t), mtlstest.NewAuthority(t)
+	var both []byte
+	for _, ca := range []*mtlstest.Authority{old, fresh} {
+		content, err := os.ReadFile(ca.File)
+		if err != nil {
+			t.Fatal(err)
+		}
+		both = append(both, content...)
+	}
+	for _, ca := range []*mtlstest.Authority{old, fresh} {
+		if err := os.WriteFile(ca.File, both, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, b := config(t, old, "a.example"), config(t, fresh, "b.example")
+	if _, err := handshake(t, a, b, "a.example"); err != nil {
+		t.Error(err)
+	}
+	if _, err := handshake(t, b, a, "b.example"); err != nil {
+		t.Error(err)
+	}
+}
+
 func config(t *testing.T, ca *mtlstest.Authority, name string) *tls.Config {
 	t.Helper()
 	cert, key := ca.Issue(t, nil, name)
