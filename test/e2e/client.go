@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // manifestTypes is what a runtime accepts as a manifest.
@@ -24,6 +26,9 @@ type Client struct {
 	// Repository is the repository as it stands in the path, with the upstream
 	// before it where Namespace is empty and the default is not meant.
 	Repository string
+	// HTTP makes the requests, for a way of its own to Base; nil will do where
+	// the test itself reaches Base.
+	HTTP *http.Client
 }
 
 // Content is what one GET brought.
@@ -54,9 +59,32 @@ func (c Client) Manifest(ctx context.Context, reference string) (Content, error)
 	return c.get(ctx, "manifests", reference, "")
 }
 
+// PullImage pulls an image by tag as containerd does: HEAD of the tag, index and
+// manifest by digest, then config and layers, three at a time. It fails unless
+// everything is what it should be.
+func (c Client) PullImage(ctx context.Context, img *Image, tag string) error {
+	resp, err := c.do(ctx, http.MethodHead, "manifests", tag, "")
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if got := resp.Header.Get("Docker-Content-Digest"); resp.StatusCode != http.StatusOK || got != img.Digest {
+		return fmt.Errorf("tag %s resolved to %q with status %d, want %s", tag, got, resp.StatusCode, img.Digest)
+	}
+	if err := c.CheckManifests(ctx, img.Chain()...); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(3)
+	for _, d := range img.Blobs {
+		group.Go(func() error { return c.CheckBlobs(ctx, d) })
+	}
+	return group.Wait()
+}
+
 // Open gets a blob and leaves the reading to the caller, who closes it.
 func (c Client) Open(ctx context.Context, digest string) (io.ReadCloser, error) {
-	resp, err := c.do(ctx, "blobs", digest, "")
+	resp, err := c.do(ctx, http.MethodGet, "blobs", digest, "")
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +96,7 @@ func (c Client) Open(ctx context.Context, digest string) (io.ReadCloser, error) 
 }
 
 func (c Client) get(ctx context.Context, kind, reference, byteRange string) (Content, error) {
-	resp, err := c.do(ctx, kind, reference, byteRange)
+	resp, err := c.do(ctx, http.MethodGet, kind, reference, byteRange)
 	if err != nil {
 		return Content{}, err
 	}
@@ -84,12 +112,12 @@ func (c Client) get(ctx context.Context, kind, reference, byteRange string) (Con
 	}, nil
 }
 
-func (c Client) do(ctx context.Context, kind, reference, byteRange string) (*http.Response, error) {
+func (c Client) do(ctx context.Context, method, kind, reference, byteRange string) (*http.Response, error) {
 	target := fmt.Sprintf("%s/v2/%s/%s/%s", c.Base, c.Repository, kind, reference)
 	if c.Namespace != "" {
 		target += "?ns=" + url.QueryEscape(c.Namespace)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	req, err := http.NewRequestWithContext(ctx, method, target, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +126,9 @@ func (c Client) do(ctx context.Context, kind, reference, byteRange string) (*htt
 	}
 	if byteRange != "" {
 		req.Header.Set("Range", byteRange)
+	}
+	if c.HTTP != nil {
+		return c.HTTP.Do(req)
 	}
 	return fetchClient.Do(req)
 }
@@ -150,4 +181,30 @@ func (got Content) is(want Descriptor) error {
 func digestOf(b []byte) string {
 	sum := sha256.Sum256(b)
 	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// countingTransport tells count how many bytes of body each read has brought.
+type countingTransport struct {
+	http.RoundTripper
+	count func(n int)
+}
+
+// RoundTrip counts the body of the response as it is read.
+func (c countingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := c.RoundTripper.RoundTrip(r)
+	if err == nil {
+		resp.Body = &countingBody{resp.Body, c.count}
+	}
+	return resp, err
+}
+
+type countingBody struct {
+	io.ReadCloser
+	count func(n int)
+}
+
+func (b *countingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.count(n)
+	return n, err
 }

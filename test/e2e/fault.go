@@ -17,6 +17,8 @@ type Fault struct {
 	// released or the client goes away; 0 never. Once one body is stopped, others
 	// are before their first byte: asking again does not get round it.
 	HoldAfter int64
+	// Gate stops the flow of all bodies together; nil never.
+	Gate *Gate
 
 	init, hold, release sync.Once
 	held                chan struct{} // closed when the first body is stopped
@@ -51,6 +53,9 @@ func (f *Fault) isHeld() bool {
 func (f *Fault) Release() {
 	f.prepare()
 	f.release.Do(func() { close(f.released) })
+	if f.Gate != nil {
+		f.Gate.Open()
+	}
 }
 
 // Order has the tap do a fault to every body that matches, from now on, in
@@ -103,6 +108,9 @@ func (w *faultyWriter) Write(p []byte) (int, error) {
 	if w.fault.HoldAfter > 0 && w.passed == 0 && w.fault.isHeld() {
 		w.hold()
 	}
+	if w.fault.Gate != nil {
+		w.fault.Gate.pass(int64(len(p)), w.gone)
+	}
 	if after := w.fault.HoldAfter; after > 0 && w.passed < after && w.passed+int64(len(p)) >= after {
 		n, err := w.pass(p[:after-w.passed])
 		if err != nil {
@@ -136,5 +144,63 @@ func (w *faultyWriter) hold() {
 	select {
 	case <-w.fault.released:
 	case <-w.gone:
+	}
+}
+
+// Gate lets a number of bytes pass, of all bodies together, and stops each body
+// that would bring more, until it is raised. With it the middle of a transfer is
+// a place and not a time.
+type Gate struct {
+	mu     sync.Mutex // guards what follows
+	limit  int64      // bytes
+	open   bool
+	passed int64         // bytes
+	held   bool          // something is stopped, or was since the gate was raised
+	raised chan struct{} // closed when the gate is raised
+}
+
+// NewGate makes a gate that is shut after limit bytes.
+func NewGate(limit int64) *Gate {
+	return &Gate{limit: limit, raised: make(chan struct{})}
+}
+
+// Raise lets bytes pass up to another limit, counted from the beginning.
+func (g *Gate) Raise(limit int64) { g.set(limit, false) }
+
+// Open lets everything pass.
+func (g *Gate) Open() { g.set(0, true) }
+
+// Held says whether a body has been stopped since the gate was raised.
+func (g *Gate) Held() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.held
+}
+
+func (g *Gate) set(limit int64, open bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.limit, g.open, g.held = limit, open, false
+	close(g.raised)
+	g.raised = make(chan struct{})
+}
+
+// pass returns when n more bytes may pass, or when gone is closed.
+func (g *Gate) pass(n int64, gone <-chan struct{}) {
+	for {
+		g.mu.Lock()
+		if g.open || g.passed+n <= g.limit {
+			g.passed += n
+			g.mu.Unlock()
+			return
+		}
+		g.held = true
+		raised := g.raised
+		g.mu.Unlock()
+		select {
+		case <-raised:
+		case <-gone:
+			return
+		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/partial"
+	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
@@ -51,8 +52,7 @@ type Descriptor struct {
 // manifests that lead to it, config and layers.
 func (img *Image) Payload() int64 {
 	var sum int64
-	// At most the index and the first of its manifests, which is ours.
-	for _, d := range img.Manifests[:min(2, len(img.Manifests))] {
+	for _, d := range img.Chain() {
 		sum += d.Size
 	}
 	for _, d := range img.Blobs {
@@ -60,6 +60,10 @@ func (img *Image) Payload() int64 {
 	}
 	return sum
 }
+
+// Chain is the manifests that lead to this machine's platform: the index, if
+// there is one, and the first of its manifests.
+func (img *Image) Chain() []Descriptor { return img.Manifests[:min(2, len(img.Manifests))] }
 
 // Large is the largest blob.
 func (img *Image) Large() Descriptor {
@@ -79,19 +83,23 @@ var SinglePlatform = sync.OnceValues(func() (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &Image{image: img}
-	if out.Blobs, err = blobsOf(img); err != nil {
+	return singlePlatform(img)
+})
+
+func singlePlatform(img v1.Image) (*Image, error) {
+	blobs, err := blobsOf(img)
+	if err != nil {
 		return nil, err
 	}
-	out.AllBlobs = out.Blobs
 	desc, err := partial.Descriptor(img)
 	if err != nil {
 		return nil, err
 	}
-	out.Digest = desc.Digest.String()
-	out.Manifests = []Descriptor{descriptor(desc)}
-	return out, nil
-})
+	return &Image{
+		Digest: desc.Digest.String(), Manifests: []Descriptor{descriptor(desc)},
+		Blobs: blobs, AllBlobs: blobs, image: img,
+	}, nil
+}
 
 // MultiPlatform is an index of [SinglePlatform] and of an image for another
 // architecture, which shares no layer with it and cannot run here.
@@ -136,6 +144,31 @@ var MultiPlatform = sync.OnceValues(func() (*Image, error) {
 	out.Manifests = append([]Descriptor{descriptor(desc)}, out.Manifests...)
 	return out, nil
 })
+
+// NoiseImage is an image of uncompressed layers of so many bytes each, which do
+// not compress. It does not run. Other seeds have other layers.
+func NoiseImage(seed byte, sizes ...int) (*Image, error) {
+	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
+	for i, n := range sizes {
+		content, err := tarOf([]file{{fmt.Sprintf("/noise-%d", i), noiseBytes(seed+byte(i), n)}})
+		if err != nil {
+			return nil, err
+		}
+		if img, err = mutate.AppendLayers(img, static.NewLayer(content, types.OCIUncompressedLayer)); err != nil {
+			return nil, fmt.Errorf("adding a layer: %w", err)
+		}
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	config = config.DeepCopy()
+	config.OS, config.Architecture = "linux", runtime.GOARCH
+	if img, err = mutate.ConfigFile(img, config); err != nil {
+		return nil, err
+	}
+	return singlePlatform(img)
+}
 
 func foreignArch() string {
 	if runtime.GOARCH == "arm64" {

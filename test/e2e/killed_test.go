@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
-	"net/http"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -139,30 +137,4 @@ func (b *blobBed) pullUntilKilled(t *testing.T, blobs []Descriptor, after int64)
 	}
 	kill()
 	return whole
-}
-
-// countingTransport tells count how many bytes of body each read has brought.
-type countingTransport struct {
-	http.RoundTripper
-	count func(n int)
-}
-
-// RoundTrip counts the body of the response as it is read.
-func (c countingTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := c.RoundTripper.RoundTrip(r)
-	if err == nil {
-		resp.Body = &countingBody{resp.Body, c.count}
-	}
-	return resp, err
-}
-
-type countingBody struct {
-	io.ReadCloser
-	count func(n int)
-}
-
-func (b *countingBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	b.count(n)
-	return n, err
 }

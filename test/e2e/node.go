@@ -30,7 +30,8 @@ type Node struct {
 	// NetNS is the name of an existing network namespace, or empty.
 	NetNS string
 
-	starts int // of processes; numbers their logs
+	link   string // this machine's end of the node's link, if it has one
+	starts int    // of processes; numbers their logs
 }
 
 // NewNode makes a node on loopback. Its directory goes with the test, after

@@ -123,6 +123,7 @@ func (p *Process) Stop(t testing.TB) {
 			return
 		}
 		p.signal(syscall.SIGTERM)
+		p.signal(syscall.SIGCONT) // one that is frozen would not hear
 		if !p.waitExit(stopLimit) {
 			t.Errorf("%s did not end within %v of SIGTERM", p.name, stopLimit)
 			p.signal(syscall.SIGKILL)
@@ -138,6 +139,13 @@ func (p *Process) Kill() {
 		<-p.exited
 	})
 }
+
+// Freeze stops the process where it is, with SIGSTOP: its connections stay open,
+// and it answers nothing.
+func (p *Process) Freeze() { p.signal(syscall.SIGSTOP) }
+
+// Thaw lets a frozen process go on.
+func (p *Process) Thaw() { p.signal(syscall.SIGCONT) }
 
 func (p *Process) signal(s syscall.Signal) {
 	// The process may be gone between the look and the signal; the wait that

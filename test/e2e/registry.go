@@ -38,7 +38,7 @@ storage:
   delete:
     enabled: true
 http:
-  addr: %s
+  addr: %q
 `
 
 // StartRegistry runs a registry on the node until the end of the test.

@@ -42,11 +42,15 @@ type Request struct {
 	Path   string
 	Query  url.Values
 	Header http.Header
+	// From is the IP address of the client.
+	From string
 	// Status is what the server answered, 0 when it did not.
 	Status int
 	// Bytes is how much body went to the client, in bytes. What the client
 	// left unread in socket buffers counts.
 	Bytes int64
+	// Ended says that the answer is over.
+	Ended bool
 }
 
 func (r Request) String() string {
@@ -57,7 +61,7 @@ func (r Request) String() string {
 	if v := r.Header.Get("Range"); v != "" {
 		s += " [" + v + "]"
 	}
-	return fmt.Sprintf("%s -> %d, %d bytes (%s)", s, r.Status, r.Bytes, r.Header.Get("User-Agent"))
+	return fmt.Sprintf("%s -> %d, %d bytes (%s, %s)", s, r.Status, r.Bytes, r.From, r.Header.Get("User-Agent"))
 }
 
 // NewTap starts a tap before backend, a base URL, on a port of addr. It ends
@@ -122,7 +126,8 @@ func (tap *Tap) Stop(t testing.TB) {
 
 func (tap *Tap) record(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		entry := &Request{Method: r.Method, Path: r.URL.Path, Query: r.URL.Query(), Header: r.Header.Clone()}
+		from, _, _ := net.SplitHostPort(r.RemoteAddr)
+		entry := &Request{Method: r.Method, Path: r.URL.Path, Query: r.URL.Query(), Header: r.Header.Clone(), From: from}
 		tap.mu.Lock()
 		tap.inFlight++
 		if len(tap.requests) < tapEntries {
@@ -134,6 +139,7 @@ func (tap *Tap) record(next http.Handler) http.Handler {
 		defer func() {
 			tap.mu.Lock()
 			tap.inFlight--
+			entry.Ended = true
 			tap.mu.Unlock()
 		}()
 		w = &countedWriter{ResponseWriter: w, tap: tap, entry: entry}
@@ -176,6 +182,13 @@ func (w *countedWriter) Write(p []byte) (int, error) {
 func (tap *Tap) Requests(t testing.TB, filters ...func(Request) bool) []Request {
 	t.Helper()
 	tap.rest(t)
+	return tap.SoFar(t, filters...)
+}
+
+// SoFar is [Tap.Requests] without the wait: what is in flight is there as far
+// as it has come.
+func (tap *Tap) SoFar(t testing.TB, filters ...func(Request) bool) []Request {
+	t.Helper()
 	tap.mu.Lock()
 	defer tap.mu.Unlock()
 	if tap.lost > 0 {
@@ -210,8 +223,12 @@ func (tap *Tap) rest(t testing.TB) {
 // Bytes is the sum of the bodies of what matches, in bytes.
 func (tap *Tap) Bytes(t testing.TB, filters ...func(Request) bool) int64 {
 	t.Helper()
+	return bytesOf(tap.Requests(t, filters...))
+}
+
+func bytesOf(requests []Request) int64 {
 	var sum int64
-	for _, r := range tap.Requests(t, filters...) {
+	for _, r := range requests {
 		sum += r.Bytes
 	}
 	return sum
@@ -251,6 +268,11 @@ func ForBlobs(r Request) bool {
 // ForContent matches requests for manifests and blobs, and not the ping of /v2/.
 func ForContent(r Request) bool {
 	return strings.Contains(r.Path, "/blobs/") || strings.Contains(r.Path, "/manifests/")
+}
+
+// From matches requests of clients at an IP address.
+func From(addr string) func(Request) bool {
+	return func(r Request) bool { return r.From == addr }
 }
 
 // Delivered matches requests that were answered with content.
