@@ -93,6 +93,7 @@ func parse(args []string) (*config, error) {
 	rate := fs.Float64("rate", 0, "`Mbit/s` of every shaped link (default 100, in row 5 200)")
 	fs.IntVar(&c.Nodes, "nodes", 16, "`number` of nodes in a swarm; row 7 has 8")
 	thin := fs.Float64("thin", 50, "`Mbit/s` between the zones of row 10")
+	fs.StringVar(&c.Congestion, "congestion", "", "TCP's congestion `control` in a swarm (default the machine's)")
 	fs.BoolVar(&c.Alone, "alone", false, "no scheduler: the daemons of a swarm know nothing of each other")
 	fs.StringVar(&c.Liar, "liar", "", "`binary` that lies in row 13: takes the flags of shoal, sends wrong bytes (default none, and no liar)")
 	fs.StringVar(&c.Logs, "logs", "", "`directory` to keep what all processes log")
@@ -188,6 +189,9 @@ func (c *config) measure(ctx context.Context) (*report.Report, error) {
 		}
 	}
 	rep := &report.Report{Started: time.Now(), Machine: machine()}
+	if c.Congestion != "" {
+		rep.Machine.Congestion += ", in swarms " + c.Congestion
+	}
 	for _, r := range c.rows {
 		rep.Results = append(rep.Results, r.Run(ctx, c.Options)...)
 	}
@@ -215,7 +219,10 @@ func (c *config) print(rep *report.Report) error {
 }
 
 func machine() report.Machine {
-	m := report.Machine{CPU: "unknown CPU", Cores: runtime.NumCPU(), Go: runtime.Version()}
+	m := report.Machine{CPU: "unknown CPU", Cores: runtime.NumCPU(), Go: runtime.Version(), Congestion: "unknown"}
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control"); err == nil {
+		m.Congestion = strings.TrimSpace(string(b))
+	}
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
 		for line := range strings.Lines(string(b)) {
 			if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {

@@ -10,7 +10,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptrace"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -18,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // Parallel is how many layers a runtime asks for at once: containerd's
@@ -188,12 +191,69 @@ func (c *puller) get(ctx context.Context, path string, d digest.Digest, size int
 
 // rest copies what follows an offset.
 func (c *puller) rest(ctx context.Context, path string, offset, limit int64, w io.Writer, buf []byte) (int64, error) {
+	var conn net.Conn
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) { conn = info.Conn }})
 	resp, err := c.do(ctx, http.MethodGet, path, offset)
 	if err != nil {
 		return 0, err
 	}
 	defer resp.Body.Close()
-	n, err := io.CopyBuffer(w, io.LimitReader(resp.Body, limit+1-offset), buf)
+	gulps := gulps{body: resp.Body, conn: conn, left: resp.ContentLength}
+	defer gulps.sip()
+	n, err := io.CopyBuffer(w, io.LimitReader(&gulps, limit+1-offset), buf)
 	c.bytes.Add(n)
 	return n, err
+}
+
+// gulps reads a long body in large parts: the kernel does not wake the client
+// for less, so that on a slow link it costs a fraction of the CPU, which
+// those who are measured need.
+type gulps struct {
+	body io.Reader
+	conn net.Conn
+	left int64
+	wide bool
+}
+
+const (
+	// gulpSize is what the kernel waits for.
+	gulpSize = 128 << 10
+	// lastSip is how much before the end of a body every byte counts again:
+	// what has left the kernel, and is still in buffers, is less.
+	lastSip = 1 << 20
+)
+
+func (g *gulps) Read(p []byte) (int, error) {
+	switch {
+	case g.left > lastSip && !g.wide:
+		g.wide = true
+		g.wake(gulpSize)
+	case g.left <= lastSip:
+		g.sip()
+	}
+	n, err := g.body.Read(p)
+	g.left -= int64(n)
+	return n, err
+}
+
+// sip makes the connection as others are.
+func (g *gulps) sip() {
+	if g.wide {
+		g.wide = false
+		g.wake(1)
+	}
+}
+
+// wake sets the number of bytes that the client is woken for. If that fails,
+// reading only costs more.
+func (g *gulps) wake(n int) {
+	c, ok := g.conn.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, n) })
 }

@@ -141,6 +141,8 @@ type Machine struct {
 	Cores  int    `json:"cores"`
 	Kernel string `json:"kernel"`
 	Go     string `json:"go"`
+	// Congestion is TCP's congestion control.
+	Congestion string `json:"congestion"`
 }
 
 // Good reports whether every figure was reached.

@@ -75,7 +75,7 @@ func TestVerdict(t *testing.T) {
 
 func TestTable(t *testing.T) {
 	r := &Report{
-		Machine: Machine{CPU: "abacus", Cores: 2, Kernel: "6.1", Go: "go1.26"},
+		Machine: Machine{CPU: "abacus", Cores: 2, Kernel: "6.1", Congestion: "cubic", Go: "go1.26"},
 		Results: []Result{
 			{Row: 5, Line: "one layer", Unit: "s", Goal: &Goal{Bound: 1.03},
 				Contenders: []Contender{{"shoal", samples(10.1, 10.3)}, {"direct", samples(10, 10)}}},
@@ -86,7 +86,7 @@ func TestTable(t *testing.T) {
 	if err := r.WriteTable(&b); err != nil {
 		t.Fatal(err)
 	}
-	want := `abacus, 2 cores, Linux 6.1, go1.26
+	want := `abacus, 2 cores, Linux 6.1, TCP cubic, go1.26
 
 row  line       contender  median  min–max    runs  figure  min–max      reach   verdict  besides
 5    one layer  shoal      10.2 s  10.1–10.3  2     1.020   1.010–1.030  ≤ 1.03  pass     cpu 20.4 s/GiB

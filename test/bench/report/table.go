@@ -12,7 +12,7 @@ import (
 // WriteTable writes the report for people: per line one row of text for each
 // contender, with the figure beside the first.
 func (r *Report) WriteTable(w io.Writer) error {
-	if _, err := fmt.Fprintf(w, "%s, %d cores, Linux %s, %s\n\n", r.Machine.CPU, r.Machine.Cores, r.Machine.Kernel, r.Machine.Go); err != nil {
+	if _, err := fmt.Fprintf(w, "%s, %d cores, Linux %s, TCP %s, %s\n\n", r.Machine.CPU, r.Machine.Cores, r.Machine.Kernel, r.Machine.Congestion, r.Machine.Go); err != nil {
 		return err
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

@@ -40,6 +40,8 @@ type Options struct {
 	Nodes int
 	// Thin is the rate between the zones of row 10.
 	Thin netns.Rate
+	// Congestion is TCP's congestion control in a swarm; "" is the machine's.
+	Congestion string
 	// Alone starts the daemons of a swarm without a scheduler.
 	Alone bool
 	// Liar is the path of a binary that takes the flags of shoal and, as a

@@ -30,6 +30,8 @@ type Config struct {
 	// Zones, 0 for none, and the rate between them.
 	Zones int
 	Thin  netns.Rate
+	// Congestion is TCP's congestion control; see [netns.Network].
+	Congestion string
 	// Alone starts daemons without a scheduler, each for itself: to try the
 	// rig, or to see what a swarm changes.
 	Alone bool
@@ -82,6 +84,7 @@ func (r *Rig) network() error {
 	if err != nil {
 		return err
 	}
+	nw.Congestion = r.conf.Congestion
 	if r.origin, err = nw.Add(r.conf.Rate); err != nil {
 		return err
 	}
