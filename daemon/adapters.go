@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/shoalproject/shoal/piece"
 	"github.com/shoalproject/shoal/registry"
 	"github.com/shoalproject/shoal/registry/origin"
+	"github.com/shoalproject/shoal/scheduler"
 )
 
 // fetchStore is the store as package fetch wants it.
@@ -74,6 +76,8 @@ func (w fetchWriter) Write(b []byte) (int, error) {
 	return n, fetchError(err)
 }
 
+func (w fetchWriter) CommitSum(sum piece.Sum) error { return fetchError(w.PieceWriter.CommitSum(sum)) }
+
 func (w fetchWriter) Commit() (piece.Sum, error) {
 	s, err := w.PieceWriter.Commit()
 	return s, fetchError(err)
@@ -82,6 +86,7 @@ func (w fetchWriter) Commit() (piece.Sum, error) {
 // fetchError says an error of the store in the words of package fetch.
 func fetchError(err error) error {
 	var wrong *store.DigestError
+	var wrongPiece *store.SumError
 	switch {
 	case err == nil:
 		return nil
@@ -93,6 +98,8 @@ func fetchError(err error) error {
 		return fmt.Errorf("%w: %w", fetch.ErrUnavailable, err)
 	case errors.As(err, &wrong):
 		return fmt.Errorf("%w: %w", fetch.ErrDigest, err)
+	case errors.As(err, &wrongPiece):
+		return fmt.Errorf("%w: %w", fetch.ErrWrongPiece, err)
 	default:
 		return err
 	}
@@ -146,6 +153,7 @@ func (b mirrorBlobs) Stat(d digest.Digest) (int64, bool) { return b.store.Stat(d
 func (b mirrorBlobs) Open(ctx context.Context, req mirror.Request) (mirror.Reader, error) {
 	r, err := b.fetcher.Open(ctx, fetch.Request{
 		Digest: req.Digest, Source: b.source(req), Offset: req.Offset, Proven: req.Proven,
+		Size: req.Size, AtHand: req.Body != nil,
 	})
 	if errors.Is(err, fetch.ErrUnproven) {
 		return nil, mirror.ErrUnproven
@@ -157,7 +165,7 @@ func (b mirrorBlobs) Open(ctx context.Context, req mirror.Request) (mirror.Reade
 }
 
 func (b mirrorBlobs) source(req mirror.Request) fetch.Source {
-	s := originSource{client: b.client, target: target(req.Caller, req.Repo), key: sourceKey(req.Caller, req.Repo)}
+	s := originSource{client: b.client, target: target(req.Caller, req.Repo), key: sourceKey(req.Caller, req.Repo), origin: req.Repo.String()}
 	if req.Manifest {
 		return manifestSource{s, req.Body}
 	}
@@ -181,9 +189,31 @@ type originSource struct {
 	client *origin.Client
 	target origin.Target
 	key    string
+	origin string
 }
 
-func (s originSource) Key() string { return s.key }
+func (s originSource) Key() string    { return s.key }
+func (s originSource) Origin() string { return s.origin }
+
+// refusal is an error of an origin that a scheduler can be told of.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }
+
+// Because says it in the scheduler's words.
+func (r refusal) Because() (scheduler.Reason, time.Duration) {
+	var e *registry.Error
+	switch {
+	case !errors.As(r.error, &e):
+		return scheduler.ReasonUnreachable, 0
+	case e.Status == http.StatusTooManyRequests || e.RetryAfter > 0:
+		return scheduler.ReasonRateLimited, e.RetryAfter
+	case e.Status < http.StatusInternalServerError:
+		return scheduler.ReasonRefused, 0
+	default:
+		return scheduler.ReasonUnreachable, 0
+	}
+}
 
 // blobSource opens a blob.
 type blobSource struct{ originSource }
@@ -197,9 +227,17 @@ func (s blobSource) Open(ctx context.Context, d digest.Digest, off, end int64) (
 		stream, err = s.client.Blob(ctx, s.target, d, 0, -1)
 	}
 	if err != nil {
-		return nil, err
+		return nil, refusal{err}
 	}
 	return stream, nil
+}
+
+func (s blobSource) Size(ctx context.Context, d digest.Digest) (int64, error) {
+	size, err := s.client.HeadBlob(ctx, s.target, d)
+	if err != nil {
+		return 0, refusal{err}
+	}
+	return size, nil
 }
 
 // manifestSource gets a manifest, which comes in one piece, unless it is at
@@ -215,7 +253,7 @@ func (s manifestSource) Open(ctx context.Context, d digest.Digest, off, _ int64)
 	}
 	m, err := s.client.Manifest(ctx, s.target, d.String(), mirror.AcceptAll)
 	if err != nil {
-		return nil, err
+		return nil, refusal{err}
 	}
 	// From the store it will be served without the header it came with.
 	if inner, err := registry.ParseManifest("", m.Body); err != nil || inner.MediaType != m.MediaType {
@@ -225,6 +263,17 @@ func (s manifestSource) Open(ctx context.Context, d digest.Digest, off, _ int64)
 		}
 	}
 	return newBytesStream(m.Body), nil
+}
+
+func (s manifestSource) Size(ctx context.Context, d digest.Digest) (int64, error) {
+	if s.body != nil {
+		return int64(len(s.body)), nil
+	}
+	m, err := s.client.HeadManifest(ctx, s.target, d.String(), mirror.AcceptAll)
+	if err != nil {
+		return 0, refusal{err}
+	}
+	return m.Size, nil
 }
 
 type bytesStream struct {

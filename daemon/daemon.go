@@ -26,6 +26,7 @@ type Daemon struct {
 	store   *store.Store
 	client  *origin.Client
 	fetcher *fetch.Fetcher
+	cluster *cluster
 	metrics *metrics
 
 	mirror net.Listener
@@ -58,7 +59,12 @@ func (d *Daemon) open() error {
 	if err != nil {
 		return err
 	}
-	if d.store, err = store.Open(store.Config{Dir: s.DataDir, MaxBytes: s.CacheSize, Logger: d.log}); err != nil {
+	if d.cluster, err = newCluster(s, d.log); err != nil {
+		return err
+	}
+	if d.store, err = store.Open(store.Config{
+		Dir: s.DataDir, MaxBytes: s.CacheSize, Logger: d.log, Removed: d.cluster.blobRemoved,
+	}); err != nil {
 		return err
 	}
 	if d.client, err = origin.New(origin.Config{
@@ -67,7 +73,10 @@ func (d *Daemon) open() error {
 	}); err != nil {
 		return err
 	}
-	d.fetcher = fetch.New(fetchStore{d.store}, fetch.Config{Logger: d.log, Flights: s.MaxDownloads})
+	d.fetcher = fetch.New(fetchStore{d.store}, fetch.Config{
+		Logger: d.log, Flights: s.MaxDownloads, Cluster: d.cluster, Name: string(d.cluster.id),
+	})
+	d.cluster.take(d.store, d.fetcher)
 	if d.mirror, err = listen("listen", s.Listen); err != nil {
 		return err
 	}
@@ -105,6 +114,9 @@ func (d *Daemon) close() {
 	if d.fetcher != nil {
 		d.fetcher.Close()
 	}
+	if d.cluster != nil {
+		d.cluster.close()
+	}
 	if d.client != nil {
 		d.client.Close()
 	}
@@ -117,6 +129,9 @@ func (d *Daemon) close() {
 
 // MirrorAddr returns the address of the mirror.
 func (d *Daemon) MirrorAddr() net.Addr { return d.mirror.Addr() }
+
+// PeerAddr returns the address for other nodes.
+func (d *Daemon) PeerAddr() net.Addr { return d.cluster.listener.Addr() }
 
 // AdminAddr returns the address of the operator's endpoints.
 func (d *Daemon) AdminAddr() net.Addr { return d.admin.Addr() }
@@ -151,12 +166,18 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.log.Info("serving", "mirror", d.mirror.Addr(), "admin", d.admin.Addr(), "data_dir", d.cfg.DataDir,
 		"auth", d.cfg.Auth, "registries", d.cfg.upstreams.Hosts(), "version", d.cfg.Version)
 
+	// Peers and schedulers stay until the last response has gone out.
+	cctx, leave := context.WithCancel(context.WithoutCancel(ctx))
+	defer leave()
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return d.cluster.run(cctx) })
 	group.Go(func() error { return serve(front, conns) })
 	group.Go(func() error { return serve(back, d.admin) })
 	group.Go(func() error {
 		<-ctx.Done()
 		d.stop(front, back)
+		d.fetcher.Close()
+		leave()
 		return nil
 	})
 	return group.Wait()

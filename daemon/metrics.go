@@ -42,7 +42,7 @@ func newMetrics(d *Daemon) *metrics {
 		Name: "shoal_build_info", Help: "Always 1, with the version as a label.",
 		ConstLabels: prometheus.Labels{"version": d.cfg.Version},
 	}, func() float64 { return 1 })
-	m.registry.MustRegister(m.requests, m.sent, m.seconds, version, &nodeCollector{d.store, d.fetcher},
+	m.registry.MustRegister(m.requests, m.sent, m.seconds, version, &nodeCollector{d.store, d.fetcher, d.cluster},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -66,12 +66,24 @@ func (m *metrics) observe(a mirror.Access) {
 type nodeCollector struct {
 	store   *store.Store
 	fetcher *fetch.Fetcher
+	cluster *cluster
 }
 
 var (
 	blobRequests = desc("shoal_blob_requests_total", "Requests for content by digest: hit in the store, joined a download, or started one.", "result")
 	inFlight     = desc("shoal_blobs_in_flight", "Blobs being downloaded.")
 	originBytes  = desc("shoal_origin_received_bytes_total", "Bytes of blobs received from origins.")
+	connected    = desc("shoal_scheduler_connected", "1 if a scheduler is reachable, 0 if the node is on its own.")
+	uploaded     = desc("shoal_peer_uploaded_bytes_total", "Bytes of pieces sent to other nodes.")
+	downloaded   = desc("shoal_peer_downloaded_bytes_total", "Bytes of pieces received from other nodes.")
+	peerWasted   = desc("shoal_peer_wasted_bytes_total", "Those of the downloaded bytes that came too late to be of use.")
+	peerUsed     = desc("shoal_peer_received_bytes_total", "Bytes of pieces from other nodes that were verified.")
+	peerConns    = desc("shoal_peer_connections", "Connections with other nodes, one for each blob exchanged.")
+	peerDialed   = desc("shoal_peer_handshakes_total", "Connections with other nodes that got through their handshake, by who dialed.", "dialed_by")
+	peerTurned   = desc("shoal_peer_turned_away_total", "Connections of other nodes that were over a limit.")
+	peerRejected = desc("shoal_peer_rejected_requests_total", "Requests for blocks that were refused, as all upload slots were taken.")
+	violations   = desc("shoal_peer_violations_total", "Connections ended because the other node broke the protocol.")
+	liars        = desc("shoal_peer_lies_total", "Other nodes found to have sent or published wrong pieces; the log names them.")
 	badBlobs     = desc("shoal_bad_blobs_total", "Blobs that did not have their digest and were not delivered.")
 	passed       = desc("shoal_passed_through_total", "Blobs that the store could not take.")
 	storeHealthy = desc("shoal_store_healthy", "1 if the store takes blobs, 0 if they pass through.")
@@ -105,6 +117,23 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	count(blobRequests, f.Starts, "started")
 	gauge(inFlight, f.Flights)
 	count(originBytes, f.OriginBytes)
+	reachable := int64(0)
+	if c.cluster.connected() {
+		reachable = 1
+	}
+	gauge(connected, reachable)
+	count(peerUsed, f.PeerBytes)
+	count(liars, f.Liars)
+	p := c.cluster.endpoint.Stats()
+	count(uploaded, p.Uploaded)
+	count(downloaded, p.Downloaded)
+	count(peerWasted, p.Wasted)
+	gauge(peerConns, p.Conns)
+	count(peerDialed, p.Dialed, "us")
+	count(peerDialed, p.Accepted, "them")
+	count(peerTurned, p.TurnedAway)
+	count(peerRejected, p.Rejected)
+	count(violations, p.Violations)
 	count(badBlobs, f.BadBlobs)
 	count(passed, f.PassedThrough)
 	s := c.store.Stats()

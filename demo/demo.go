@@ -52,7 +52,7 @@ func Run(ctx context.Context, cfg Config, out io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(s.dir)) }()
 	dcfg := daemon.DefaultConfig()
-	dcfg.Listen, dcfg.AdminListen = "127.0.0.1:0", "127.0.0.1:0"
+	dcfg.Listen, dcfg.AdminListen, dcfg.PeerListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	dcfg.DataDir, dcfg.CacheSize = filepath.Join(s.dir, "data"), 2*cfg.Size+1<<30
 	dcfg.Registries = []string{upstream + "=http://" + s.origin.Host()}
 	dcfg.Auth = "open"

@@ -207,7 +207,7 @@ func (c *Core) split(sw *swarm, active int) bool {
 			long = s
 		}
 	}
-	if long == nil || long.left() < max(c.cfg.SmallPieces, sw.n/8) || c.pickFetcher(sw) == nil {
+	if long == nil || long.left() < max(c.cfg.SmallPieces, sw.n/8) || long.remaining(c.now) < splitWorth || c.pickFetcher(sw) == nil {
 		return false
 	}
 	// Each part as long as its stream is fast, as far as that is known.
@@ -222,6 +222,20 @@ func (c *Core) split(sw *swarm, active int) bool {
 	}
 	c.take(long, tail)
 	return true
+}
+
+// splitWorth is how long a stream must have to go for it to be cut short.
+// What is on its way then has left the origin in vain: up to 10 MB that wait
+// in the buffers of both ends, where the receiver is the slower one.
+const splitWorth = 3 * time.Second
+
+// remaining is how long a stream will take for what is left: unknown, and 0,
+// while it has brought nothing.
+func (s *stream) remaining(now time.Duration) time.Duration {
+	if s.got == 0 {
+		return 0
+	}
+	return time.Duration(float64(s.left()) / s.rate(now) * float64(time.Second))
 }
 
 // take revokes the tail of a stream's run and makes it free.

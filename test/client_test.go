@@ -180,7 +180,7 @@ func TestIPv6Only(t *testing.T) {
 	t.Cleanup(o.Close)
 	d := o.AddBlob("app", noise(63, 1<<20))
 	n := startNode(t, o, func(c *daemon.Config) {
-		c.Listen, c.AdminListen = "[::1]:0", "[::1]:0"
+		c.Listen, c.AdminListen, c.PeerListen = "[::1]:0", "[::1]:0", "[::1]:0"
 		c.Registries = []string{o.Host() + "=" + o.URL()}
 		c.DefaultRegistry = o.Host()
 	})

@@ -24,7 +24,7 @@ var may = map[string][]string{
 
 	"daemon/store":           {"piece"},
 	"daemon/store/storetest": {"daemon/store", "piece"},
-	"daemon/fetch":           {"piece"},
+	"daemon/fetch":           {"piece", "scheduler"},
 	"daemon/mirror":          {"registry"},
 	"daemon/peer":            {"piece"},
 

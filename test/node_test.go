@@ -59,7 +59,7 @@ func (b *lockedBuffer) String() string {
 func startNode(t *testing.T, o *registrytest.Origin, change ...func(*daemon.Config)) *node {
 	t.Helper()
 	cfg := daemon.DefaultConfig()
-	cfg.Listen, cfg.AdminListen = "127.0.0.1:0", "127.0.0.1:0"
+	cfg.Listen, cfg.AdminListen, cfg.PeerListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
 	cfg.DataDir = filepath.Join(t.TempDir(), "data")
 	cfg.CacheSize = 1 << 30
 	cfg.Registries = []string{upstream + "=" + o.URL()}

@@ -12,6 +12,13 @@
 // held back until the digest of the whole is right. So a client that gets a
 // complete body has got the right one.
 //
+// Where the node is one of a cluster, a flight is a member of the blob's swarm.
+// Then a scheduler says which runs it brings from the origin, or from a seed,
+// and the flight gets the rest from neighbours, the rarest first. A piece from
+// a peer is checked against the sum that the peer gave for it before anybody
+// sees it; the digest of the whole has the last word. When neither scheduler
+// nor neighbours help, the flight helps itself at the origin.
+//
 // The package decides and moves no bytes itself: they go from a Stream into
 // the Store and out of it. It knows neither HTTP nor files.
 package fetch
@@ -34,9 +41,14 @@ type Source interface {
 	// end if end is -1. Errors are final: what is worth another attempt
 	// has been attempted.
 	Open(ctx context.Context, d digest.Digest, off, end int64) (Stream, error)
+	// Size asks for the size of the blob alone, in bytes.
+	Size(ctx context.Context, d digest.Digest) (int64, error)
 	// Key identifies origin, repository and caller. Sources of equal keys
 	// are interchangeable.
 	Key() string
+	// Origin names what bounds requests to the origin, such as the upstream
+	// and the repository, in the same way on each node.
+	Origin() string
 }
 
 // Stream is the bytes of a blob from an origin. It deals with cuts and stalls
@@ -78,6 +90,8 @@ type Partial interface {
 	// Claimed reports whether piece i was left by an earlier process and
 	// must be rechecked before it counts.
 	Claimed(i int) bool
+	// Sum returns the sum of piece i if it can be read.
+	Sum(i int) (piece.Sum, bool)
 	// Recheck verifies a claimed piece and reports whether it is right.
 	Recheck(i int) (bool, error)
 	// Piece starts to write piece i.
@@ -102,6 +116,9 @@ type PieceWriter interface {
 	io.Writer
 	// Commit makes the complete piece visible.
 	Commit() (piece.Sum, error)
+	// CommitSum is Commit for a piece that must have a sum. The error is
+	// ErrWrongPiece if it has another; then it is not made visible.
+	CommitSum(piece.Sum) error
 	Discard()
 }
 
@@ -118,6 +135,7 @@ var (
 	ErrCorrupt     = errors.New("blob has rotted")
 	ErrUnavailable = errors.New("store takes nothing now")
 	ErrDigest      = errors.New("digest mismatch")
+	ErrWrongPiece  = errors.New("piece has another sum")
 )
 
 // errSize says that sources disagree on how long a blob is.

@@ -69,8 +69,13 @@ func (w memoryWriter) Commit() (piece.Sum, error) {
 	return s, translate(err)
 }
 
+func (w memoryWriter) CommitSum(sum piece.Sum) error {
+	return translate(w.PieceWriter.CommitSum(sum))
+}
+
 func translate(err error) error {
 	var wrong *store.DigestError
+	var wrongPiece *store.SumError
 	switch {
 	case err == nil:
 		return nil
@@ -82,6 +87,8 @@ func translate(err error) error {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case errors.As(err, &wrong):
 		return fmt.Errorf("%w: %w", ErrDigest, err)
+	case errors.As(err, &wrongPiece):
+		return fmt.Errorf("%w: %w", ErrWrongPiece, err)
 	}
 	return err
 }
@@ -97,6 +104,7 @@ type origin struct {
 	// Guarded by mu:
 	opens []int64 // offsets asked for
 	sent  int64
+	sizes int // how often the size alone was asked for
 }
 
 type behaviour struct {
@@ -110,7 +118,15 @@ type behaviour struct {
 
 var errCut = errors.New("connection cut")
 
-func (o *origin) Key() string { return o.key }
+func (o *origin) Key() string    { return o.key }
+func (o *origin) Origin() string { return "registry.test/app" }
+
+func (o *origin) Size(context.Context, digest.Digest) (int64, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.sizes++
+	return int64(len(o.blob)), nil
+}
 
 func (o *origin) Open(ctx context.Context, _ digest.Digest, off, end int64) (Stream, error) {
 	o.mu.Lock()

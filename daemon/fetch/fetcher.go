@@ -34,6 +34,10 @@ type Config struct {
 	// BadFor is how long requests for a blob are refused after its origin
 	// sent wrong bytes; it doubles each time, up to 32 times. Default 10 s.
 	BadFor time.Duration
+	// Cluster is the other nodes; nil if there are none.
+	Cluster Cluster
+	// Name is what the others know this node by.
+	Name string
 }
 
 // far is how far ahead of a worker, in bytes, a reader may want bytes and
@@ -52,6 +56,8 @@ type Fetcher struct {
 	stop  context.CancelFunc
 	wg    sync.WaitGroup
 	stats counters
+	bans  *bans
+	solo  *lru.Cache[digest.Digest, time.Time]
 
 	mu sync.Mutex
 	// Guarded by mu:
@@ -73,6 +79,7 @@ type badBlob struct {
 
 type counters struct {
 	hits, joins, starts, originBytes, bad, direct atomic.Int64
+	peerBytes, liars                              atomic.Int64
 }
 
 // Stats are running totals since New, but for Flights.
@@ -84,6 +91,11 @@ type Stats struct {
 	Flights int64
 	// OriginBytes counts blob bytes received from sources.
 	OriginBytes int64
+	// PeerBytes counts blob bytes that came from peers and were right.
+	PeerBytes int64
+	// Liars counts how often a peer was found to have sent or published what
+	// is wrong.
+	Liars int64
 	// BadBlobs counts blobs that failed their digest.
 	BadBlobs int64
 	// PassedThrough counts blobs that the store could not take.
@@ -104,10 +116,14 @@ func New(store Store, cfg Config) *Fetcher {
 	if err != nil {
 		panic(err) // only of a size that is not positive
 	}
+	solo, err := lru.New[digest.Digest, time.Time](badBlobs)
+	if err != nil {
+		panic(err) // only of a size that is not positive
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	return &Fetcher{
 		cfg: cfg, store: store, slots: semaphore.NewWeighted(int64(cfg.Flights)),
-		ctx: ctx, stop: stop, flights: make(map[digest.Digest]*flight), bad: bad,
+		ctx: ctx, stop: stop, flights: make(map[digest.Digest]*flight), bad: bad, bans: newBans(), solo: solo,
 	}
 }
 
@@ -136,6 +152,7 @@ func (f *Fetcher) Stats() Stats {
 	return Stats{
 		Hits: f.stats.hits.Load(), Joins: f.stats.joins.Load(), Starts: f.stats.starts.Load(),
 		Flights: int64(flights), OriginBytes: f.stats.originBytes.Load(),
+		PeerBytes: f.stats.peerBytes.Load(), Liars: f.stats.liars.Load(),
 		BadBlobs: f.stats.bad.Load(), PassedThrough: f.stats.direct.Load(),
 	}
 }
@@ -145,6 +162,11 @@ type Request struct {
 	Digest digest.Digest
 	// Source opens the blob in the name of this caller.
 	Source Source
+	// Size is that of the blob in bytes, as a manifest says it, or 0 if it is
+	// not known. It is taken for a hint.
+	Size int64
+	// AtHand says that Source need not go anywhere for the blob.
+	AtHand bool
 	// Offset is the byte wanted first.
 	Offset int64
 	// Proven says that the origin lets this caller have the blob. If it is
@@ -223,10 +245,15 @@ func (f *Fetcher) join(req Request) (*flight, *boarded, error) {
 	return fl, src, err
 }
 
-// mayStart refuses a flight to a request without proof if the store has so
-// much of the blob that no source might have to be asked. The caller holds mu.
+// mayStart refuses a flight to a request without proof if the store or other
+// nodes might have so much of the blob that no source had to be asked. The
+// caller holds mu.
 func (f *Fetcher) mayStart(req Request) error {
-	if _, pending := f.store.Pending(req.Digest); pending && !req.Proven {
+	if req.Proven {
+		return nil
+	}
+	_, pending := f.store.Pending(req.Digest)
+	if pending || f.cfg.Cluster != nil && !f.cfg.Cluster.Alone() {
 		return ErrUnproven
 	}
 	return nil
@@ -251,18 +278,48 @@ func (f *Fetcher) start(req Request) (fl *flight, src *boarded, started bool, er
 	}
 	ctx, cancel := context.WithCancel(f.ctx)
 	fl = newFlight(f, req.Digest, cancel)
+	fl.hint, fl.solo = req.Size, req.AtHand
 	src = fl.add(req)
 	f.flights[req.Digest] = fl
 	f.stats.starts.Add(1)
 	f.wg.Go(func() {
 		defer f.slots.Release(1)
-		fl.run(ctx, req.Offset)
-		f.mu.Lock()
-		delete(f.flights, req.Digest)
-		f.mu.Unlock()
-		close(fl.gone)
+		for again := fl; again != nil; {
+			again.run(ctx, req.Offset)
+			again, ctx = f.ended(again)
+		}
 	})
 	return fl, src, true, nil
+}
+
+// ended takes a flight off the books. One that peers had sent wrong bytes is
+// followed at once by one that takes the blob from the origin alone and finds
+// out which pieces were wrong: that one is returned.
+func (f *Fetcher) ended(fl *flight) (again *flight, ctx context.Context) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer close(fl.gone)
+	delete(f.flights, fl.digest)
+	if fl.suspects == nil || fl.solo || f.closed {
+		return nil, nil
+	}
+	f.shun(fl.digest)
+	ctx, cancel := context.WithCancel(f.ctx)
+	again = newFlight(f, fl.digest, cancel)
+	again.solo, again.suspects, again.hint = true, fl.suspects, fl.hint
+	fl.mu.Lock()
+	for _, s := range fl.sources {
+		if s.err == nil && s.proven {
+			again.sources = append(again.sources, &boarded{Source: s.Source, proven: true})
+		}
+	}
+	fl.mu.Unlock()
+	if len(again.sources) == 0 {
+		cancel()
+		return nil, nil
+	}
+	f.flights[fl.digest] = again
+	return again, ctx
 }
 
 // remember makes requests for a bad blob fail for a while, each time longer.

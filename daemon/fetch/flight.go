@@ -27,6 +27,13 @@ type flight struct {
 	fetcher *Fetcher
 	digest  digest.Digest
 	cancel  context.CancelFunc
+	// hint is the size that the first request knew of, or 0. It is only a
+	// hint: the origin or the digest has the last word.
+	hint int64
+	// solo: it is to come from the origin alone. suspects are what peers sent
+	// of it before, which was wrong; it is then compared.
+	solo     bool
+	suspects *suspects
 	// gone is closed when the flight is over and off the books.
 	gone chan struct{}
 
@@ -48,10 +55,14 @@ type flight struct {
 	single   bool // one worker only: the origin does not take more
 	spoiled  []span
 	verified bool
-	settling bool // the partial is being closed
-	over     bool // nothing more will come
-	err      error
-	direct   *direct
+	kept     bool // the store has it
+	member   *Member
+	// swarmBytes counts what came from peers.
+	swarmBytes int64
+	settling   bool // the partial is being closed
+	over       bool // nothing more will come
+	err        error
+	direct     *direct
 }
 
 // boarded is a source with the readers that brought it.
@@ -61,6 +72,7 @@ type boarded struct {
 	proven  bool  // its caller may have the blob
 	opened  bool  // it has opened the blob
 	err     error // it failed for good, and its readers with it
+	down    bool  // it failed, and is not asked for a while
 }
 
 // span is a range of bytes that readers could see and that was then fetched
@@ -189,6 +201,9 @@ func (fl *flight) begun(ctx context.Context, s *boarded) (int64, error) {
 // run is the life of the flight.
 func (fl *flight) run(ctx context.Context, want int64) {
 	err := fl.download(ctx, want)
+	if fl.kept && fl.member == nil && fl.fetcher.cfg.Cluster != nil {
+		fl.fetcher.cfg.Cluster.Complete(fl.digest, fl.size)
+	}
 	var bad *BadBlobError
 	if errors.As(err, &bad) {
 		fl.fetcher.remember(bad)
@@ -226,6 +241,9 @@ func (fl *flight) download(ctx context.Context, want int64) error {
 	if blob, err := store.Blob(fl.digest); err == nil {
 		return errors.Join(errGone, blob.Close()) // it came while we were waiting
 	}
+	if done, err := fl.viaSwarm(ctx, want); done || err != nil {
+		return err
+	}
 	if size, pending := store.Pending(fl.digest); pending {
 		done, err := fl.resume(ctx, size, want)
 		if done || err != nil {
@@ -242,7 +260,7 @@ func (fl *flight) download(ctx context.Context, want int64) error {
 	if err != nil {
 		return fl.goDirect(err, first.Size(), 0, fl.digest.Algorithm().Hash(), first)
 	}
-	return fl.finish(partial, fl.fill(ctx, partial, planFor(partial, first.Size()), want, first))
+	return fl.finish(partial, fl.fill(ctx, partial, planFor(partial, first.Size()), want, first, nil))
 }
 
 // resume goes on with what is left from before. It reports false if that is
@@ -267,7 +285,7 @@ func (fl *flight) resume(ctx context.Context, size, want int64) (done bool, err 
 			return false, nil
 		}
 	}
-	return true, fl.finish(partial, fl.fill(ctx, partial, p, want, first))
+	return true, fl.finish(partial, fl.fill(ctx, partial, p, want, first, nil))
 }
 
 // planFor returns the plan for what a partial lacks.
@@ -285,16 +303,27 @@ func planFor(partial Partial, size int64) *plan {
 
 // fill brings the pieces and verifies the blob. It returns when both are
 // done, or one failed.
-func (fl *flight) fill(ctx context.Context, partial Partial, p *plan, want int64, first *opened) error {
+func (fl *flight) fill(ctx context.Context, partial Partial, p *plan, want int64, first *opened, m *Member) error {
 	group, ctx := errgroup.WithContext(ctx)
 	fl.mu.Lock()
 	fl.size, fl.plan, fl.partial = p.layout.Size(), p, partial
 	fl.group, fl.groupCtx = group, ctx
 	fl.begin = true
-	fl.start(want, first)
+	fl.member = m
+	if m == nil {
+		fl.start(want, first)
+	} else {
+		m.start()
+		m.schedule()
+	}
 	fl.notify()
 	fl.mu.Unlock()
+	ctx, verified := context.WithCancel(ctx)
+	if m != nil {
+		group.Go(func() error { return m.watch(ctx) })
+	}
 	group.Go(func() error {
+		defer verified()
 		err := partial.Verify(ctx)
 		fl.mu.Lock()
 		defer fl.mu.Unlock()
@@ -338,7 +367,11 @@ func (fl *flight) finish(partial Partial, err error) error {
 			fl.drop(partial)
 			return nil
 		}
+		fl.kept = true
 		return partial.Close()
+	case errors.Is(err, ErrDigest) && fl.gatherSuspects(partial):
+		fl.drop(partial)
+		return fmt.Errorf("blob %s: %w: peers sent wrong bytes; it is fetched afresh", fl.digest, err)
 	case errors.Is(err, ErrDigest):
 		fl.drop(partial)
 		return &BadBlobError{Digest: fl.digest, Source: fl.blame(), Err: err}
@@ -353,6 +386,7 @@ func (fl *flight) finish(partial Partial, err error) error {
 		// Which of them is wrong cannot be told; what is kept must not
 		// stand in the way of the next attempt.
 		fl.drop(partial)
+		fl.fetcher.shun(fl.digest)
 		return err
 	default:
 		if closeErr := partial.Close(); closeErr != nil {

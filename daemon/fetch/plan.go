@@ -1,6 +1,10 @@
 package fetch
 
-import "github.com/shoalproject/shoal/piece"
+import (
+	"time"
+
+	"github.com/shoalproject/shoal/piece"
+)
 
 // plan divides the missing pieces of one blob into runs. It is pure: the
 // flight that owns it calls it under its lock.
@@ -12,7 +16,12 @@ type plan struct {
 	have   *piece.Set
 	// claimed are pieces on disk that must be rechecked; never also in have.
 	claimed *piece.Set
-	runs    []*run
+	// lent are pieces that are coming by another way than a run.
+	lent *piece.Set
+	runs []*run
+	// whole: readers get whole pieces only, since one that is being written
+	// may have to come from elsewhere.
+	whole bool
 }
 
 // run is the duty of one worker: the pieces [next, end), in order. Either all
@@ -22,10 +31,16 @@ type run struct {
 	// written counts the bytes of piece next that are in the store already.
 	written int64
 	recheck bool
+
+	// In a swarm:
+	rescue bool      // nobody assigned it
+	fresh  bool      // nothing of it has come yet
+	moved  time.Time // when something of it came last, or it began
+	cancel func()    // ends the worker's stream
 }
 
 func newPlan(l piece.Layout) *plan {
-	return &plan{layout: l, have: piece.NewSet(l.Count()), claimed: piece.NewSet(l.Count())}
+	return &plan{layout: l, have: piece.NewSet(l.Count()), claimed: piece.NewSet(l.Count()), lent: piece.NewSet(l.Count())}
 }
 
 // start begins a run at the first piece at or after i that is missing and
@@ -119,17 +134,35 @@ func (p *plan) owner(i int) *run {
 	return nil
 }
 
-func (p *plan) free(i int) bool { return !p.have.Has(i) && p.owner(i) == nil }
+func (p *plan) free(i int) bool { return !p.have.Has(i) && !p.lent.Has(i) && p.owner(i) == nil }
 
 func (p *plan) nextFree(i int) int {
 	for i = p.have.NextAbsent(i); i < p.layout.Count(); i = p.have.NextAbsent(i) {
 		r := p.owner(i)
-		if r == nil {
+		switch {
+		case r != nil:
+			i = r.end
+		case p.lent.Has(i):
+			i++
+		default:
 			return i
 		}
-		i = r.end
 	}
 	return i
+}
+
+// revoke takes the pieces [first, end) from the runs that have them, but for
+// those that are being written.
+func (p *plan) revoke(first, end int) {
+	for _, r := range p.runs {
+		keep := r.next
+		if r.written > 0 {
+			keep++
+		}
+		if from := max(first, keep); !r.recheck && from < min(end, r.end) {
+			r.end = from
+		}
+	}
 }
 
 // soon reports whether a run will come to the piece at off within ahead
@@ -148,7 +181,7 @@ func (p *plan) readable(off int64) int64 {
 	i := p.have.NextAbsent(p.layout.Index(off))
 	end := min(int64(i)*p.layout.Length(), p.layout.Size())
 	for _, r := range p.runs {
-		if r.next == i && !r.recheck {
+		if r.next == i && !r.recheck && !p.whole {
 			return end + r.written
 		}
 	}

@@ -6,6 +6,10 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
+
+	"github.com/shoalproject/shoal/piece"
+	"github.com/shoalproject/shoal/scheduler"
 )
 
 // chunk is how much is read from a stream at once, in bytes.
@@ -16,7 +20,7 @@ var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
 // hire puts another worker on the piece at off if no worker will be there
 // soon. The caller holds mu.
 func (fl *flight) hire(off int64) {
-	if fl.group == nil || off >= fl.size || fl.single || fl.workers >= fl.fetcher.cfg.Workers || fl.plan.soon(off, far) {
+	if fl.member != nil || fl.group == nil || off >= fl.size || fl.single || fl.workers >= fl.fetcher.cfg.Workers || fl.plan.soon(off, far) {
 		return
 	}
 	if r := fl.plan.startAt(fl.plan.layout.Index(off)); r != nil {
@@ -30,7 +34,17 @@ func (fl *flight) spawn(r *run, s *opened) {
 	fl.workers++
 	w := &worker{flight: fl, opened: s}
 	ctx := fl.groupCtx
-	fl.group.Go(func() error { return w.work(ctx, r) })
+	if fl.member == nil {
+		fl.group.Go(func() error { return w.work(ctx, r) })
+		return
+	}
+	r.fresh, r.moved = true, time.Now()
+	own, cancel := context.WithCancel(ctx)
+	r.cancel = cancel
+	fl.group.Go(func() error {
+		defer cancel()
+		return w.serve(ctx, own, r)
+	})
 }
 
 // opened is an open stream and where it stands.
@@ -68,6 +82,43 @@ func (w *worker) work(ctx context.Context, r *run) error {
 		}
 	}
 }
+
+// serve fills r, which the member of a swarm has it do. Only an error of the
+// store is one of the flight. The context own ends when r stalls.
+func (w *worker) serve(ctx, own context.Context, r *run) (err error) {
+	defer w.hangUp()
+	defer w.discard()
+	if r.recheck {
+		err = w.recheck(r)
+	} else {
+		err = w.fetch(own, r)
+	}
+	if errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
+		return err
+	}
+	if err != nil && own.Err() != nil {
+		err = errStalled{}
+	}
+	w.discard()
+	fl := w.flight
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	fl.plan.stop(r)
+	fl.workers--
+	if !r.recheck {
+		fl.member.released(r, err)
+	}
+	fl.member.schedule()
+	return nil
+}
+
+// errStalled is the error of a run whose source stopped sending.
+type errStalled struct{}
+
+func (errStalled) Error() string { return "origin has stopped sending" }
+
+// Because says it to the scheduler.
+func (errStalled) Because() (scheduler.Reason, time.Duration) { return scheduler.ReasonStalled, 0 }
 
 // next ends r, which came to err, and finds the worker something else to do.
 // It leaves the flight if there is nothing, or if the error is final.
@@ -122,7 +173,7 @@ func (fl *flight) pick() *boarded {
 	var gone *boarded
 	for _, s := range fl.sources {
 		switch {
-		case s.err != nil:
+		case s.err != nil || s.down:
 		case s.readers > 0:
 			return s
 		case gone == nil:
@@ -134,7 +185,7 @@ func (fl *flight) pick() *boarded {
 
 // open opens the blob from whichever source lets us.
 func (fl *flight) open(ctx context.Context, off, end int64) (*opened, error) {
-	last := fmt.Errorf("blob %s: no source is left", fl.digest)
+	last := fmt.Errorf("blob %s: %w", fl.digest, errNoSource)
 	for {
 		fl.mu.Lock()
 		src := fl.pick()
@@ -185,12 +236,25 @@ func (fl *flight) admit(src *boarded, s Stream, off int64) error {
 func (fl *flight) fail(src *boarded, err error) bool {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
+	if fl.member != nil {
+		// The swarm may yet bring the blob: readers are left alone.
+		src.down = true
+		return true
+	}
 	if fl.workers > 1 {
 		return false
 	}
 	src.err = err
 	fl.notify()
 	return true
+}
+
+// retrySources puts sources that a member gave up for a while in use again.
+// The caller holds mu.
+func (fl *flight) retrySources() {
+	for _, s := range fl.sources {
+		s.down = false
+	}
 }
 
 func (w *worker) hangUp() {
@@ -222,6 +286,10 @@ func (w *worker) recheck(r *run) error {
 			return nil
 		}
 		fl.plan.done(r)
+		if fl.member != nil {
+			sum, _ := fl.partial.Sum(i)
+			fl.member.arrived(i, sum, provenance{}, true)
+		}
 		fl.notify()
 		fl.mu.Unlock()
 	}
@@ -246,7 +314,7 @@ func (w *worker) fetch(ctx context.Context, r *run) error {
 	}
 	if w.opened == nil {
 		var err error
-		if w.opened, err = fl.open(ctx, from, to); err != nil || w.whole && !begun {
+		if w.opened, err = fl.open(ctx, from, to); err != nil || w.whole && !begun && fl.member == nil {
 			return err
 		}
 	}
@@ -290,11 +358,17 @@ func (w *worker) pump(r *run) error {
 		if !more {
 			return nil
 		}
-		if err := w.piece(r, i, buf[:]); err != nil {
+		sum, err := w.piece(r, i, buf[:])
+		if err != nil {
 			return err
 		}
 		fl.mu.Lock()
 		fl.plan.done(r)
+		fl.compare(i, sum)
+		if fl.member != nil {
+			fl.member.arrived(i, sum, provenance{}, r.rescue)
+			fl.member.schedule()
+		}
 		fl.notify()
 		fl.mu.Unlock()
 	}
@@ -302,11 +376,11 @@ func (w *worker) pump(r *run) error {
 
 // piece writes the rest of piece i. If it fails, what is written stays, and
 // the next stream goes on behind it: readers may have seen it.
-func (w *worker) piece(r *run, i int, buf []byte) (err error) {
+func (w *worker) piece(r *run, i int, buf []byte) (sum piece.Sum, err error) {
 	fl := w.flight
 	if w.out == nil {
 		if w.out, err = fl.partial.Piece(i); err != nil {
-			return err
+			return sum, err
 		}
 	}
 	fl.mu.Lock()
@@ -319,17 +393,22 @@ func (w *worker) piece(r *run, i int, buf []byte) (err error) {
 		left -= int64(n)
 		fl.fetcher.stats.originBytes.Add(int64(n))
 		if _, err := w.out.Write(buf[:n]); err != nil {
-			return err
+			return sum, err
 		}
 		fl.mu.Lock()
 		r.written += int64(n)
-		fl.notify()
+		if fl.member != nil {
+			r.fresh, r.moved = false, time.Now()
+			fl.member.lastBytes = r.moved
+		} else {
+			fl.notify()
+		}
 		fl.mu.Unlock()
 		if readErr != nil && left > 0 {
-			return short(readErr)
+			return sum, short(readErr)
 		}
 	}
-	_, err = w.out.Commit()
+	sum, err = w.out.Commit()
 	w.out = nil
-	return err
+	return sum, err
 }

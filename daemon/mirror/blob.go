@@ -119,14 +119,19 @@ func (c *call) open(ctx context.Context, req Request) (Reader, error) {
 	if req.Digest == "" {
 		req.Digest = c.path.Digest
 	}
+	if req.Size == 0 {
+		req.Size, _ = c.sizes.Get(sizeKey{c.repo, req.Digest})
+	}
 	body, err := c.cfg.Blobs.Open(ctx, req)
 	if !errors.Is(err, ErrUnproven) {
 		return body, err
 	}
 	if req.Manifest {
-		_, err = c.cfg.Origin.HeadManifest(ctx, c.caller, c.repo, req.Digest.String(), AcceptAll)
+		var m Descriptor
+		m, err = c.cfg.Origin.HeadManifest(ctx, c.caller, c.repo, req.Digest.String(), AcceptAll)
+		req.Size = m.Size
 	} else {
-		_, err = c.cfg.Origin.HeadBlob(ctx, c.caller, c.repo, req.Digest)
+		req.Size, err = c.cfg.Origin.HeadBlob(ctx, c.caller, c.repo, req.Digest)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("asking the origin for permission: %w", err)

@@ -86,6 +86,9 @@ type Request struct {
 	Manifest bool
 	// Body is the content itself, if it is at hand.
 	Body []byte
+	// Size is that of the content in bytes, as far as a manifest or an
+	// origin has said it; else 0.
+	Size int64
 	// Offset is the byte wanted first.
 	Offset int64
 	// Proven says that the caller may have the content.

@@ -28,6 +28,7 @@ func (c *call) manifest(ctx context.Context) {
 			c.fail(err)
 			return
 		}
+		c.sizes.Add(sizeKey{c.repo, r.Digest}, r.Size)
 		if c.r.Method == http.MethodHead {
 			c.answerManifest(r.Descriptor, nil)
 			return
@@ -93,9 +94,11 @@ func (c *call) manifestByDigest(ctx context.Context, d digest.Digest, body []byt
 	return m, buf.Bytes(), nil
 }
 
-// learn remembers the sizes of the blobs that a manifest names.
+// learn remembers the sizes of what a manifest names.
 func (c *call) learn(m registry.Manifest) {
-	for _, b := range m.Blobs {
-		c.sizes.Add(sizeKey{c.repo, b.Digest}, b.Size)
+	for _, list := range [][]v1.Descriptor{m.Blobs, m.Manifests} {
+		for _, named := range list {
+			c.sizes.Add(sizeKey{c.repo, named.Digest}, named.Size)
+		}
 	}
 }

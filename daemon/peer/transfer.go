@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
@@ -42,10 +43,11 @@ type Transfer struct {
 
 	mu sync.Mutex
 	// Guarded by mu, which is held while w is written to:
-	w        io.Writer
-	received int64
-	over     bool
-	err      error
+	w    io.Writer
+	over bool
+	err  error
+
+	received atomic.Int64
 }
 
 // Request asks the peer for piece i. Its bytes are written to w in order, as
@@ -141,11 +143,8 @@ func (t *Transfer) Err() error {
 }
 
 // Received returns how many bytes have been written to the writer.
-func (t *Transfer) Received() int64 {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.received
-}
+// It does not wait for the writer.
+func (t *Transfer) Received() int64 { return t.received.Load() }
 
 // Cancel ends the transfer. When it returns, the writer is not in use any
 // more. What the peer has begun to send still arrives, and is thrown away.
@@ -229,7 +228,7 @@ func (t *Transfer) write(b []byte) {
 		return
 	}
 	_, err := t.w.Write(b)
-	t.received += int64(len(b))
+	t.received.Add(int64(len(b)))
 	t.mu.Unlock()
 	if err != nil && t.end(fmt.Errorf("peer: keeping piece %d: %w", t.index, err)) {
 		t.c.abandon(t)

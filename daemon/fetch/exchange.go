@@ -1,0 +1,219 @@
+package fetch
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/shoalproject/shoal/piece"
+	"github.com/shoalproject/shoal/scheduler"
+)
+
+// exchange is what a flight knows of its neighbours. It chooses which piece to
+// ask of whom. It is pure: the flight calls it under its lock and tells it the
+// time.
+type exchange struct {
+	n     int
+	rand  *rand.Rand
+	links []*link
+	// holders counts, by piece, the links that have it.
+	holders []int
+	// claims is what each piece hashes to, as was said first. What a link says
+	// otherwise stands with the link.
+	claims []claim
+	names  map[string]string // publishers, so that each name is kept once
+}
+
+// claim is what somebody said that a piece hashes to.
+type claim struct {
+	sum       piece.Sum
+	known     bool
+	publisher string
+}
+
+// link is a connection to a peer.
+type link struct {
+	Peer
+	has *piece.Set
+	// said are the pieces that it said a sum for: only these are asked of it.
+	said *piece.Set
+	// other holds claims of this peer that differ from the first ones.
+	other map[int]claim
+	// reserved: to be asked for assigned pieces only, while a scheduler is
+	// there.
+	reserved bool
+	// leaving: no neighbour any more. Nothing is asked of it.
+	leaving bool
+	choked  bool
+	// down counts the transfers from it.
+	down int
+	// shunned: it made no progress lately. Others are asked first until then.
+	shunned time.Time
+	// mark counts the bytes that came from it since markAt.
+	mark   int64
+	markAt time.Time
+}
+
+const (
+	// maxLinks bounds the connections of one swarm. A scheduler gives a peer
+	// at most some twenty neighbours.
+	maxLinks = 64
+	// perLink is how many pieces are asked of one peer at once: while one
+	// comes, the request for the next is there already.
+	perLink = 2
+	// maxNames bounds the publishers that are told apart.
+	maxNames = 1 << 14
+)
+
+func newExchange(n int, seed uint64) *exchange {
+	return &exchange{n: n, rand: rand.New(rand.NewPCG(seed, 0x0ddba11)), holders: make([]int, n), claims: make([]claim, n), names: map[string]string{}}
+}
+
+// add takes in a new connection, and returns nil if there are too many.
+func (x *exchange) add(p Peer) *link {
+	if len(x.links) >= maxLinks {
+		return nil
+	}
+	l := &link{Peer: p, has: piece.NewSet(x.n), said: piece.NewSet(x.n), choked: p.Choked()}
+	x.links = append(x.links, l)
+	return l
+}
+
+func (x *exchange) find(p Peer) *link {
+	for _, l := range x.links {
+		if l.Peer == p {
+			return l
+		}
+	}
+	return nil
+}
+
+// byID returns the link to a node, or nil.
+func (x *exchange) byID(id scheduler.PeerID) *link {
+	for _, l := range x.links {
+		if id != "" && l.ID() == id {
+			return l
+		}
+	}
+	return nil
+}
+
+// remove forgets a link.
+func (x *exchange) remove(l *link) {
+	for i, other := range x.links {
+		if other == l {
+			x.links = append(x.links[:i], x.links[i+1:]...)
+			break
+		}
+	}
+	for i := range x.n {
+		if l.has.Has(i) {
+			x.holders[i]--
+		}
+	}
+}
+
+// claimed takes in what a peer says that it has.
+func (x *exchange) claimed(l *link, pieces []Have) {
+	for _, h := range pieces {
+		if h.Index < 0 || h.Index >= x.n {
+			continue
+		}
+		if l.has.Add(h.Index) {
+			x.holders[h.Index]++
+		}
+		if !h.Known {
+			continue
+		}
+		l.said.Add(h.Index)
+		c := claim{sum: h.Sum, known: true, publisher: x.intern(h.Publisher)}
+		switch first := &x.claims[h.Index]; {
+		case !first.known:
+			*first = c
+		case first.sum != h.Sum:
+			if l.other == nil {
+				l.other = map[int]claim{}
+			}
+			l.other[h.Index] = c
+		default:
+			delete(l.other, h.Index)
+		}
+	}
+}
+
+// recount looks again at what a peer has, after it lost something.
+func (x *exchange) recount(l *link) {
+	for i := range x.n {
+		if l.has.Has(i) && !l.Has(i) {
+			l.has.Remove(i)
+			x.holders[i]--
+		}
+	}
+}
+
+func (x *exchange) intern(name string) string {
+	if known, ok := x.names[name]; ok {
+		return known
+	}
+	if len(x.names) >= maxNames {
+		return ""
+	}
+	x.names[name] = name
+	return name
+}
+
+// claimOf returns what a peer said that a piece hashes to.
+func (x *exchange) claimOf(l *link, i int) claim {
+	if c, ok := l.other[i]; ok {
+		return c
+	}
+	return x.claims[i]
+}
+
+// choose picks the rarest of the pieces that are wanted and that somebody may
+// be asked for, and who is to be asked. It returns nil if there is none.
+// With only set, that peer alone is considered.
+func (x *exchange) choose(now time.Time, wanted func(i int) bool, only *link, bound bool) (*link, int) {
+	var best *link
+	piece, ties := -1, 0
+	for i, holders := range x.holders {
+		if holders == 0 || best != nil && holders > x.holders[piece] || !wanted(i) {
+			continue
+		}
+		l := x.source(now, i, only, bound)
+		if l == nil {
+			continue
+		}
+		if best == nil || holders < x.holders[piece] {
+			ties = 0
+		}
+		// Ties by lot: whoever picks the first of them picks what all the
+		// others pick.
+		if ties++; ties == 1 || x.rand.IntN(ties) == 0 {
+			best, piece = l, i
+		}
+	}
+	return best, piece
+}
+
+// source returns whom to ask for a piece: the one that is asked for least.
+func (x *exchange) source(now time.Time, i int, only *link, bound bool) *link {
+	var best *link
+	ties := 0
+	for _, l := range x.links {
+		if only != nil && l != only || !x.serves(now, l, i, bound) || best != nil && l.down > best.down {
+			continue
+		}
+		if best == nil || l.down < best.down {
+			ties = 0
+		}
+		if ties++; ties == 1 || x.rand.IntN(ties) == 0 {
+			best = l
+		}
+	}
+	return best
+}
+
+// serves reports whether a peer may be asked for a piece now.
+func (x *exchange) serves(now time.Time, l *link, i int, bound bool) bool {
+	return l.has.Has(i) && l.said.Has(i) && !l.choked && !l.leaving && !(l.reserved && bound) && l.down < perLink && !now.Before(l.shunned)
+}

@@ -1,0 +1,96 @@
+package fetch
+
+import (
+	"context"
+	"io"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoalproject/shoal/piece"
+	"github.com/shoalproject/shoal/scheduler"
+)
+
+// Cluster is the other nodes, as far as flights need them.
+type Cluster interface {
+	// Alone reports that there is no other node to exchange pieces with:
+	// then flights enter no swarms.
+	Alone() bool
+	// Enter makes m the node's member in the swarm of d. What a scheduler
+	// says of the blob, and that schedulers come and go, reaches m until
+	// Leave or Seed returns.
+	Enter(d digest.Digest, m *Member) (Swarm, error)
+	// Complete announces a blob that is complete and of which the node was
+	// in no swarm.
+	Complete(d digest.Digest, size int64)
+	// Accuse tells the scheduler of a blob that a node lied about it.
+	Accuse(d digest.Digest, id scheduler.PeerID)
+	// Known returns nodes that were neighbours in any swarm lately, at most
+	// a few, and the same ones on each node as far as that can be: where
+	// there is no scheduler, those who want d shall meet.
+	Known(d digest.Digest) []scheduler.Neighbour
+}
+
+// Swarm is the node's place in the swarm of one blob.
+type Swarm interface {
+	// Send hands a message to the blob's scheduler. It waits while that one
+	// does not read, and reports nothing: what is lost is said again.
+	Send(ctx context.Context, msg scheduler.In)
+	// Open lets peers in. What they do reaches the member until Leave or
+	// Seed.
+	Open(size int64, have []Have, content func() (PartialReader, error)) (Wire, error)
+	// Seed ends the membership with the blob complete: it is announced, and
+	// peers are served on.
+	Seed(size int64)
+	// Leave ends the membership.
+	Leave()
+}
+
+// Wire is the exchange with peers, of one blob.
+type Wire interface {
+	// Dial connects to a peer; Member.Opened tells of it. The error says
+	// that it is not reached, or does not know the blob.
+	Dial(ctx context.Context, n scheduler.Neighbour) error
+	// Have announces a piece to all who are connected.
+	Have(h Have)
+}
+
+// Have says that somebody holds a piece, what it hashes to, and which node
+// brought it from its origin and computed that hash.
+type Have struct {
+	Index     int
+	Sum       piece.Sum
+	Known     bool // the sum was said
+	Publisher string
+}
+
+// Peer is a connection to another node for one blob. Two that are equal are
+// the same.
+type Peer interface {
+	// ID names the node; what it claims to be, unless TLS is on. It is empty
+	// while no scheduler has spoken of it.
+	ID() scheduler.PeerID
+	// String names it for people.
+	String() string
+	// Request asks for a piece, whose bytes are written to w as they come.
+	Request(i int, w io.Writer) (Transfer, error)
+	// Has and Choked say what the peer claims to have, and whether it
+	// rejects requests now.
+	Has(i int) bool
+	Choked() bool
+	// Unneeded tells the peer not to keep an upload slot.
+	Unneeded()
+	// Close ends the connection for a reason.
+	Close(reason error)
+}
+
+// Transfer is one piece on its way from a peer.
+type Transfer interface {
+	// Done is closed when it is over. Err is nil then if the piece is
+	// complete.
+	Done() <-chan struct{}
+	Err() error
+	// Received returns how many bytes came.
+	Received() int64
+	// Cancel ends it. The writer is not used after it returns.
+	Cancel()
+}
