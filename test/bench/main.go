@@ -193,6 +193,9 @@ func (c *config) measure(ctx context.Context) (*report.Report, error) {
 		rep.Machine.Congestion += ", in swarms " + c.Congestion
 	}
 	for _, r := range c.rows {
+		if ctx.Err() != nil {
+			break // what was measured so far is worth showing
+		}
 		rep.Results = append(rep.Results, r.Run(ctx, c.Options)...)
 	}
 	return rep, nil

@@ -132,7 +132,7 @@ func (r Row) Run(ctx context.Context, o Options) (results []report.Result) {
 		return failed(err)
 	}
 	for _, l := range lines {
-		if strings.Contains(l.Name, o.Only) {
+		if strings.Contains(l.Name, o.Only) && ctx.Err() == nil {
 			results = append(results, l.run(ctx, r, o)...)
 		}
 	}

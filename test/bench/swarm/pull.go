@@ -104,6 +104,12 @@ func (c *Cluster) Pull(ctx context.Context, clients []Client, meanwhile func(don
 	defer w.Close()
 	pullers, err := c.prepare(clients, r)
 	r.Close()
+	// Those that still pull would keep the daemons from ending.
+	defer func() {
+		for _, p := range pullers {
+			p.Kill()
+		}
+	}()
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +136,7 @@ func (c *Cluster) Pull(ctx context.Context, clients []Client, meanwhile func(don
 	select {
 	case <-done:
 	case <-ctx.Done():
-		return nil, ctx.Err() // the clients go with the bed
+		return nil, ctx.Err()
 	}
 	after, err := c.look()
 	if err != nil {
@@ -156,7 +162,8 @@ func (c *Cluster) Pull(ctx context.Context, clients []Client, meanwhile func(don
 	return run, nil
 }
 
-// prepare starts clients that wait.
+// prepare starts clients that wait. With an error it returns those that it
+// has started.
 func (c *Cluster) prepare(clients []Client, signal *os.File) ([]*bed.Puller, error) {
 	var out []*bed.Puller
 	for _, cl := range clients {
@@ -166,13 +173,13 @@ func (c *Cluster) prepare(clients []Client, signal *os.File) ([]*bed.Puller, err
 		}
 		p, err := c.rig.bed.StartPuller(at, signal, base, Repo, cl.Ref, cl.Delay)
 		if err != nil {
-			return nil, err
+			return out, err
 		}
 		out = append(out, p)
 	}
 	for _, p := range out {
 		if err := p.WaitReady(); err != nil {
-			return nil, err
+			return out, err
 		}
 	}
 	return out, nil

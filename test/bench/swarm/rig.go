@@ -133,6 +133,7 @@ type Cluster struct {
 	tap       *bed.Tap
 	scheduler *bed.Scheduler
 	daemons   []*bed.Daemon
+	received  int64 // by the nodes' links, in earlier runs
 }
 
 // Start starts the origin, and daemons with empty stores on the first so many
@@ -145,6 +146,9 @@ func (r *Rig) Start(daemons int, binaries map[int]string) (c *Cluster, err error
 			err = errors.Join(err, c.Stop())
 		}
 	}()
+	if c.received, err = r.received(); err != nil {
+		return c, err
+	}
 	if c.tap, err = r.bed.StartTap(bed.At(r.origin), r.registry.Addr); err != nil {
 		return c, err
 	}
@@ -229,10 +233,16 @@ func (c *Cluster) Drained(payload int64) (bool, error) {
 	return n.Payload >= payload && n.InFlight == 0 && n.Unacked == 0, err
 }
 
-// Received adds up the payload that the nodes have received on their links.
+// Received adds up the payload that the nodes have received on their links
+// since the cluster was started.
 func (c *Cluster) Received() (int64, error) {
+	n, err := c.rig.received()
+	return n - c.received, err
+}
+
+func (r *Rig) received() (int64, error) {
 	var sum int64
-	for _, n := range c.rig.nodes {
+	for _, n := range r.nodes {
 		in, _, err := n.Traffic()
 		if err != nil {
 			return 0, err
