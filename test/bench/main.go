@@ -94,6 +94,7 @@ func parse(args []string) (*config, error) {
 	fs.IntVar(&c.Nodes, "nodes", 16, "`number` of nodes in a swarm; row 7 has 8")
 	thin := fs.Float64("thin", 50, "`Mbit/s` between the zones of row 10")
 	fs.StringVar(&c.Congestion, "congestion", "", "TCP's congestion `control` in a swarm (default the machine's)")
+	fs.BoolVar(&c.Brief, "brief", false, "leave out direct pulls by all nodes, which take as many times the ideal as there are nodes")
 	fs.BoolVar(&c.Alone, "alone", false, "no scheduler: the daemons of a swarm know nothing of each other")
 	fs.StringVar(&c.Liar, "liar", "", "`binary` that lies in row 13: takes the flags of shoal, sends wrong bytes (default none, and no liar)")
 	fs.StringVar(&c.Logs, "logs", "", "`directory` to keep what all processes log")

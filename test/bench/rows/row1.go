@@ -52,7 +52,7 @@ func row1Lines(ctx context.Context, b *bed.Bed, o Options) ([]Line, error) {
 				{Row: 3, Title: "origin requests / those of one direct pull", Note: noteRequests, Goal: atMost(3)},
 			},
 		}
-		if !img.index {
+		if !img.index && !o.Brief {
 			// As many copies as nodes, through one link: once tells enough.
 			l.Contenders = append(l.Contenders, Contender{Name: "direct, all nodes", Measure: s.cold(0, direct(o.Nodes, img.tag), timesIdeal), Runs: 1})
 		}
