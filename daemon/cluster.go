@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"hash/fnv"
@@ -71,12 +70,7 @@ type cluster struct {
 }
 
 // peerID returns the ID by which a node goes on the peer wire.
-func peerID(name scheduler.PeerID) peer.ID {
-	id := peer.ID([]byte("-SH0100-            "))
-	sum := sha256.Sum256([]byte(name))
-	copy(id[8:], sum[:])
-	return id
-}
+func peerID(name scheduler.PeerID) peer.ID { return peer.IDOf(string(name)) }
 
 // newCluster opens the node's place in the cluster. The store is set later:
 // it tells the cluster what it removes.

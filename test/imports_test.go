@@ -42,6 +42,9 @@ var may = map[string][]string{
 
 	"daemon": {"daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
 		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls"},
+	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
+	"swarmtest/liar": {"swarmtest"},
+
 	"demo":      {"daemon", "registry", "registry/registrytest"},
 	"cmd/shoal": {"daemon", "demo", "scheduler/standalone"},
 	"test":      nil,
