@@ -96,7 +96,7 @@ func parse(args []string) (*config, error) {
 	fs.StringVar(&c.Congestion, "congestion", "", "TCP's congestion `control` in a swarm (default the machine's)")
 	fs.BoolVar(&c.Brief, "brief", false, "leave out direct pulls by all nodes, which take as many times the ideal as there are nodes")
 	fs.BoolVar(&c.Alone, "alone", false, "no scheduler: the daemons of a swarm know nothing of each other")
-	fs.StringVar(&c.Liar, "liar", "", "`binary` that lies in row 13: takes the flags of shoal, sends wrong bytes (default none, and no liar)")
+	fs.StringVar(&c.Liar, "liar", "", "`binary` that lies in row 13 (default built from the repository)")
 	fs.StringVar(&c.Logs, "logs", "", "`directory` to keep what all processes log")
 	fs.DurationVar(&c.HitTime, "hit-time", 3*time.Second, "`time` of a run of row 6")
 	conns := fs.String("connections", "1,4", "`numbers` of connections of row 6")
@@ -179,14 +179,16 @@ func (c *config) measure(ctx context.Context) (*report.Report, error) {
 	if err := bed.ExtendPath(); err != nil {
 		return nil, err
 	}
-	if c.Shoal == "" {
-		dir, err := os.MkdirTemp("", "shoal-build-")
-		if err != nil {
-			return nil, err
-		}
-		defer os.RemoveAll(dir)
-		if c.Shoal, err = bed.Build(dir); err != nil {
-			return nil, err
+	dir, err := os.MkdirTemp("", "shoal-build-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	for path, pkg := range map[*string]string{&c.Shoal: "cmd/shoal", &c.Liar: "swarmtest/liar"} {
+		if *path == "" {
+			if *path, err = bed.Build(dir, pkg); err != nil {
+				return nil, err
+			}
 		}
 	}
 	rep := &report.Report{Started: time.Now(), Machine: machine()}

@@ -51,7 +51,7 @@ func TestRig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := rig.Start(0, nil)
+	c, err := rig.Start(0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -94,18 +94,18 @@ func (b *Bed) Network() (*netns.Network, error) {
 	return nw, nil
 }
 
-// Build compiles shoal from the repository root into dir, and returns the
-// path of the binary.
-func Build(dir string) (string, error) {
+// Build compiles a package of the repository, by its path from the root, into
+// dir, and returns the path of the binary.
+func Build(dir, pkg string) (string, error) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/shoalproject/shoal").Output()
 	if err != nil {
-		return "", fmt.Errorf("looking for the repository (run in test/bench, or name a binary with --shoal): %w", err)
+		return "", fmt.Errorf("looking for the repository (run in test/bench, or name binaries): %w", err)
 	}
-	path := filepath.Join(dir, "shoal")
-	cmd := exec.Command("go", "build", "-o", path, "./cmd/shoal")
+	path := filepath.Join(dir, filepath.Base(pkg))
+	cmd := exec.Command("go", "build", "-o", path, "./"+pkg)
 	cmd.Dir = strings.TrimSpace(string(out))
 	if b, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("building shoal: %w\n%s", err, b)
+		return "", fmt.Errorf("building %s: %w\n%s", pkg, err, b)
 	}
 	return path, nil
 }

@@ -79,6 +79,11 @@ func (b *Bed) start(at Place, name string, args ...string) (*Process, error) {
 	return b.startWith(at, nil, nil, name, args...)
 }
 
+// Launch starts any program, and does not wait for anything.
+func (b *Bed) Launch(at Place, name string, args ...string) (*Process, error) {
+	return b.start(at, name, args...)
+}
+
 // startWith is start for a process whose standard input and output are given,
 // unless they are nil.
 func (b *Bed) startWith(at Place, stdin, stdout *os.File, name string, args ...string) (*Process, error) {

@@ -21,15 +21,15 @@ type Daemon struct {
 // origin that all requests go to; more flags come last. It returns when it is
 // ready.
 func (b *Bed) StartDaemon(at Place, origin string, flags ...string) (*Daemon, error) {
-	d, err := b.LaunchDaemon(b.Shoal, at, origin, flags...)
+	d, err := b.LaunchDaemon(at, origin, flags...)
 	if err != nil {
 		return nil, err
 	}
 	return d, d.WaitReady()
 }
 
-// LaunchDaemon is StartDaemon, of a given binary, that does not wait.
-func (b *Bed) LaunchDaemon(shoal string, at Place, origin string, flags ...string) (*Daemon, error) {
+// LaunchDaemon is StartDaemon that does not wait.
+func (b *Bed) LaunchDaemon(at Place, origin string, flags ...string) (*Daemon, error) {
 	dir, err := b.NewDir("data")
 	if err != nil {
 		return nil, err
@@ -43,7 +43,7 @@ func (b *Bed) LaunchDaemon(shoal string, at Place, origin string, flags ...strin
 		"--listen", d.Addr, "--admin-listen", d.Admin, "--data-dir", dir, "--auth", "open",
 		"--registry", "bench.example=http://" + origin, "--default-registry", "bench.example",
 		"--log-level", "warn"}
-	if d.Process, err = b.start(at, shoal, append(args, flags...)...); err != nil {
+	if d.Process, err = b.start(at, b.Shoal, append(args, flags...)...); err != nil {
 		return nil, err
 	}
 	return d, nil

@@ -23,6 +23,8 @@ type Layer struct {
 type Pushed struct {
 	// Descriptor is that of the index, if there is one, else of the manifest.
 	v1.Descriptor
+	// Layers are those of the manifest.
+	Layers []v1.Descriptor
 	// Bytes is all that a pull of it brings, in bytes.
 	Bytes int64
 }
@@ -54,6 +56,7 @@ func Push(ctx context.Context, base, repo, tag string, layers ...Layer) (Pushed,
 	}
 	p.Descriptor, err = pushManifest(ctx, base, repo, tag, m.MediaType, m)
 	p.Bytes += m.Config.Size + p.Size
+	p.Layers = m.Layers
 	return p, err
 }
 

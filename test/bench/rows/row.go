@@ -46,8 +46,7 @@ type Options struct {
 	Brief bool
 	// Alone starts the daemons of a swarm without a scheduler.
 	Alone bool
-	// Liar is the path of a binary that takes the flags of shoal and, as a
-	// daemon, sends others wrong bytes; "" is for none.
+	// Liar is the path of the binary that lies in row 13.
 	Liar string
 	// HitTime is how long one run of row 6 reads.
 	HitTime time.Duration

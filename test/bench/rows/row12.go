@@ -67,8 +67,11 @@ func row12Lines(ctx context.Context, b *bed.Bed, o Options) ([]Line, error) {
 	cold := func(ctx context.Context, c *swarm.Cluster, meanwhile func(<-chan struct{}) error) (*swarm.Run, error) {
 		return c.Pull(ctx, swarm.Everybody(0, o.Nodes, img.tag), meanwhile)
 	}
-	seed := func(ctx context.Context, c *swarm.Cluster, meanwhile func(<-chan struct{}) error) (*swarm.Run, error) {
-		return s.seeded(ctx, c, img.tag, 1, meanwhile)
+	seeded := func(ctx context.Context, c *swarm.Cluster, meanwhile func(<-chan struct{}) error) (*swarm.Run, error) {
+		if err := s.seed(ctx, c, img.tag, 1); err != nil {
+			return nil, err
+		}
+		return c.Pull(ctx, swarm.Everybody(1, o.Nodes, s.pushed[img.tag].Digest.String()), meanwhile)
 	}
 	return []Line{
 		{
@@ -77,7 +80,7 @@ func row12Lines(ctx context.Context, b *bed.Bed, o Options) ([]Line, error) {
 		},
 		{
 			Name: s.name(img.name+", 1 seed, when a third has come", o.Nodes), Unit: "pulls", Goal: atMost(0),
-			Contenders: []Contender{{Name: s.ours(), Measure: killed(seed, func(c *swarm.Cluster) (bool, error) {
+			Contenders: []Contender{{Name: s.ours(), Measure: killed(seeded, func(c *swarm.Cluster) (bool, error) {
 				// The seed's own copy counts too.
 				got, err := c.Received()
 				return got >= f+f*int64(o.Nodes-1)/3, err

@@ -29,10 +29,11 @@ func row4Lines(ctx context.Context, b *bed.Bed, o Options) ([]Line, error) {
 	const noteSeed = "seed sent"
 	measure := func(ctx context.Context) (report.Sample, error) {
 		return s.with(o.Nodes, func(c *swarm.Cluster) (report.Sample, error) {
-			run, err := s.seeded(ctx, c, img.tag, 1, func(<-chan struct{}) error {
-				c.KillOrigin()
-				return nil
-			})
+			if err := s.seed(ctx, c, img.tag, 1); err != nil {
+				return report.Sample{}, err
+			}
+			c.KillOrigin()
+			run, err := c.Pull(ctx, swarm.Everybody(1, o.Nodes, s.pushed[img.tag].Digest.String()), nil)
 			if err != nil {
 				return report.Sample{}, err
 			}
@@ -50,15 +51,14 @@ func row4Lines(ctx context.Context, b *bed.Bed, o Options) ([]Line, error) {
 	}}, nil
 }
 
-// seeded lets some nodes pull an image by tag, and then the others by digest.
-// Something is done when the others begin.
-func (s *bench) seeded(ctx context.Context, c *swarm.Cluster, tag string, seeds int, meanwhile func(done <-chan struct{}) error) (*swarm.Run, error) {
-	run, err := c.Pull(ctx, swarm.Everybody(0, seeds, tag), nil)
+// seed lets the first nodes pull an image.
+func (s *bench) seed(ctx context.Context, c *swarm.Cluster, tag string, nodes int) error {
+	run, err := c.Pull(ctx, swarm.Everybody(0, nodes, tag), nil)
+	if err == nil {
+		_, _, err = run.Failed()
+	}
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("seeding: %w", err)
 	}
-	if _, _, err := run.Failed(); err != nil {
-		return nil, fmt.Errorf("seeding: %w", err)
-	}
-	return c.Pull(ctx, swarm.Everybody(seeds, s.conf.Nodes, s.pushed[tag].Digest.String()), meanwhile)
+	return nil
 }

@@ -64,13 +64,8 @@ func (s *bench) name(what string, nodes int) string {
 
 // with runs something on a cluster that is started from nothing, with so many
 // daemons, and stopped after it.
-func (s *bench) with(daemons int, do func(*swarm.Cluster) (report.Sample, error)) (report.Sample, error) {
-	return s.withOthers(daemons, nil, do)
-}
-
-// withOthers is with for a cluster some of whose nodes run another binary.
-func (s *bench) withOthers(daemons int, binaries map[int]string, do func(*swarm.Cluster) (report.Sample, error)) (sample report.Sample, err error) {
-	c, err := s.Start(daemons, binaries)
+func (s *bench) with(daemons int, do func(*swarm.Cluster) (report.Sample, error)) (sample report.Sample, err error) {
+	c, err := s.Start(daemons)
 	if err != nil {
 		return sample, err
 	}

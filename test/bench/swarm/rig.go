@@ -10,8 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/shoalproject/shoal/test/bench/bed"
 	"github.com/shoalproject/shoal/test/bench/netns"
@@ -44,6 +47,7 @@ type Rig struct {
 	conf      Config
 	bed       *bed.Bed
 	registry  *bed.Registry
+	images    string // its directory
 	origin    *netns.Node
 	scheduler *netns.Node
 	nodes     []*netns.Node
@@ -71,7 +75,7 @@ func New(b *bed.Bed, conf Config, push func(base string) error) (*Rig, error) {
 	if err := local.Stop(); err != nil {
 		return nil, err
 	}
-	r := &Rig{conf: conf, bed: b}
+	r := &Rig{conf: conf, bed: b, images: root}
 	if err := r.network(); err != nil {
 		return nil, err
 	}
@@ -133,13 +137,13 @@ type Cluster struct {
 	tap       *bed.Tap
 	scheduler *bed.Scheduler
 	daemons   []*bed.Daemon
+	liars     []*bed.Process
 	received  int64 // by the nodes' links, in earlier runs
 }
 
 // Start starts the origin, and daemons with empty stores on the first so many
-// nodes, with a scheduler. Nodes may have other binaries than the one under
-// test. It returns when all are ready and connected.
-func (r *Rig) Start(daemons int, binaries map[int]string) (c *Cluster, err error) {
+// nodes, with a scheduler. It returns when all are ready and connected.
+func (r *Rig) Start(daemons int) (c *Cluster, err error) {
 	c = &Cluster{rig: r}
 	defer func() {
 		if err != nil {
@@ -161,11 +165,7 @@ func (r *Rig) Start(daemons int, binaries map[int]string) (c *Cluster, err error
 		}
 	}
 	for i := range daemons {
-		shoal := r.bed.Shoal
-		if other := binaries[i]; other != "" {
-			shoal = other
-		}
-		d, err := r.bed.LaunchDaemon(shoal, bed.Within(r.nodes[i]), c.tap.Addr, c.flags(i)...)
+		d, err := r.bed.LaunchDaemon(bed.Within(r.nodes[i]), c.tap.Addr, c.flags(i)...)
 		if err != nil {
 			return c, err
 		}
@@ -186,12 +186,36 @@ func (c *Cluster) flags(node int) []string {
 	if c.scheduler == nil {
 		return nil
 	}
-	// Namespaces of one machine share its name.
-	f := []string{"--scheduler", c.scheduler.Addr, "--peer-listen", ":4401", "--node-name", fmt.Sprintf("node-%d", node)}
+	f := []string{"--scheduler", c.scheduler.Addr, "--peer-listen", ":4401", "--node-name", nodeName(node)}
 	if z := c.rig.zone(node); z != "" {
 		f = append(f, "--zone", z)
 	}
 	return f
+}
+
+// nodeName is what a node is called in the swarm; namespaces of one machine
+// share its name.
+func nodeName(node int) string { return fmt.Sprintf("node-%d", node) }
+
+// Lie starts a node that lies about blobs which the origin has, on a node that
+// has no daemon; kinds are those of package swarmtest. It returns when the liar
+// is connected to the scheduler.
+func (c *Cluster) Lie(liar string, node int, kind string, blobs ...digest.Digest) error {
+	if c.scheduler == nil {
+		return errors.New("without a scheduler nobody hears a liar")
+	}
+	args := []string{"--kind", kind, "--scheduler", c.scheduler.Addr, "--node-name", nodeName(node)}
+	for _, d := range blobs {
+		// Where docker-registry keeps it.
+		path := filepath.Join(c.rig.images, "docker/registry/v2/blobs", d.Algorithm().String(), d.Encoded()[:2], d.Encoded(), "data")
+		args = append(args, "--blob", fmt.Sprintf("%s=%s", d, path))
+	}
+	p, err := c.rig.bed.Launch(bed.Within(c.rig.nodes[node]), liar, args...)
+	if err != nil {
+		return err
+	}
+	c.liars = append(c.liars, p)
+	return c.scheduler.WaitConnected(len(c.daemons) + len(c.liars))
 }
 
 // Stop stops what Start started, and removes what daemons stored.
@@ -205,7 +229,7 @@ func (c *Cluster) Stop() error {
 	for _, d := range c.daemons {
 		errs = append(errs, os.RemoveAll(d.DataDir))
 	}
-	list = nil
+	list = c.liars
 	if c.scheduler != nil {
 		list = append(list, c.scheduler.Process)
 	}
@@ -255,7 +279,7 @@ func (r *Rig) received() (int64, error) {
 // Wait polls until a condition holds, the context ends, or done is closed; it
 // reports whether it came to hold.
 func Wait(ctx context.Context, done <-chan struct{}, holds func() (bool, error)) (bool, error) {
-	tick := time.NewTicker(10 * time.Millisecond)
+	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		if ok, err := holds(); ok || err != nil {
