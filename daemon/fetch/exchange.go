@@ -48,9 +48,9 @@ type link struct {
 	down int
 	// shunned: it made no progress lately. Others are asked first until then.
 	shunned time.Time
-	// mark counts the bytes that came from it since markAt.
-	mark   int64
-	markAt time.Time
+	// counted is how many bytes have come from it, mark what it was at markAt.
+	counted, mark int64
+	markAt        time.Time
 }
 
 const (
@@ -195,15 +195,17 @@ func (x *exchange) choose(now time.Time, wanted func(i int) bool, only *link, bo
 	return best, piece
 }
 
-// source returns whom to ask for a piece: the one that is asked for least.
+// source returns whom to ask for a piece: the one that is asked for least, and
+// of these rather one that lacks pieces itself than one that has them all:
+// what only a seed has is asked of it often enough.
 func (x *exchange) source(now time.Time, i int, only *link, bound bool) *link {
 	var best *link
 	ties := 0
 	for _, l := range x.links {
-		if only != nil && l != only || !x.serves(now, l, i, bound) || best != nil && l.down > best.down {
+		if only != nil && l != only || !x.serves(now, l, i, bound) || best != nil && l.rank() > best.rank() {
 			continue
 		}
-		if best == nil || l.down < best.down {
+		if best == nil || l.rank() < best.rank() {
 			ties = 0
 		}
 		if ties++; ties == 1 || x.rand.IntN(ties) == 0 {
@@ -211,6 +213,13 @@ func (x *exchange) source(now time.Time, i int, only *link, bound bool) *link {
 		}
 	}
 	return best
+}
+
+func (l *link) rank() int {
+	if l.has.Full() {
+		return 2*l.down + 1
+	}
+	return 2 * l.down
 }
 
 // serves reports whether a peer may be asked for a piece now.

@@ -83,7 +83,6 @@ type download struct {
 	began    time.Time
 	transfer Transfer // nil until it was asked for
 	given    bool     // up: it is to be cancelled
-	counted  int64    // of its bytes
 }
 
 const (
@@ -97,6 +96,9 @@ const (
 	// dialGrace is how long a neighbour that has come later has to connect,
 	// before this node does: one connection serves both.
 	dialGrace = 250 * time.Millisecond
+	// redial is how long after a failed attempt the next one comes, doubled
+	// each time; dialTries is how many there are.
+	redial    = 100 * time.Millisecond
 	dialTries = 5
 	// maxEarly bounds what is kept of the scheduler's words while the size
 	// is not known, maxNear the neighbours.
@@ -450,6 +452,11 @@ func (m *Member) probe() {
 	defer fl.mu.Unlock()
 	m.out.push(msg)
 	m.nudge()
+	if err != nil {
+		// What the origin says to this node's callers it had better say
+		// itself, and at once.
+		m.giveUpSize()
+	}
 }
 
 var errNoSource = errors.New("no source is left")

@@ -59,11 +59,13 @@ func (m *Member) dial(n *neighbour, now time.Time) {
 	}
 	n.dialing = true
 	n.tries++
-	// From 50 ms, as long as two take to learn of each other, to 3 s.
-	n.next = now.Add(50 * time.Millisecond << (2 * min(n.tries-1, 3)))
-	target, ctx := n.Neighbour, m.fl.groupCtx
+	n.next = now.Add(redial << min(n.tries-1, 5))
+	target, ctx, first := n.Neighbour, m.fl.groupCtx, n.tries == 1
 	m.fl.group.Go(func() error {
 		err := m.wire.Dial(ctx, target)
+		if first {
+			err = m.insist(ctx, target, err)
+		}
 		m.fl.mu.Lock()
 		defer m.fl.mu.Unlock()
 		n.dialing = false
@@ -72,6 +74,26 @@ func (m *Member) dial(n *neighbour, now time.Time) {
 		}
 		return nil
 	})
+}
+
+// insist dials again at once if the first attempt failed: a node that learned
+// of the swarm at the same time may not be ready.
+func (m *Member) insist(ctx context.Context, n scheduler.Neighbour, err error) error {
+	for wait := 4 * time.Millisecond; err != nil && wait < redial; wait *= 4 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		m.fl.mu.Lock()
+		there := m.x.byID(n.Peer) != nil
+		m.fl.mu.Unlock()
+		if there {
+			return nil
+		}
+		err = m.wire.Dial(ctx, n)
+	}
+	return err
 }
 
 // unreachable gives a neighbour up that does not answer. The caller holds the

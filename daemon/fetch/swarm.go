@@ -77,6 +77,8 @@ type Peer interface {
 	// rejects requests now.
 	Has(i int) bool
 	Choked() bool
+	// Received returns how many bytes of pieces have come from the peer.
+	Received() int64
 	// Unneeded tells the peer not to keep an upload slot.
 	Unneeded()
 	// Close ends the connection for a reason.
@@ -89,8 +91,6 @@ type Transfer interface {
 	// complete.
 	Done() <-chan struct{}
 	Err() error
-	// Received returns how many bytes came.
-	Received() int64
 	// Cancel ends it. The writer is not used after it returns.
 	Cancel()
 }

@@ -99,9 +99,7 @@ func (m *Member) tick(now time.Time) error {
 	if fl.group == nil {
 		return nil // verified
 	}
-	if len(m.coming) > 0 {
-		m.findStalled(now)
-	}
+	m.findStalled(now)
 	m.findStalledRuns(now)
 	for _, n := range m.near {
 		switch {
@@ -124,32 +122,25 @@ func (m *Member) received() int64 { return m.fl.swarmBytes }
 // findStalled takes pieces from peers that bring next to nothing. Of what is
 // asked of one peer only the first moves, so peers are judged, not pieces.
 func (m *Member) findStalled(now time.Time) {
-	moved := map[*link]int64{}
-	for _, d := range m.coming {
-		if d.transfer == nil {
-			continue
-		}
-		n := d.transfer.Received()
-		moved[d.link] += n - d.counted
-		m.fl.swarmBytes += n - d.counted
-		d.counted = n
-	}
-	for l, n := range moved {
-		if n > 0 {
+	for _, l := range m.x.links {
+		n := l.Received()
+		if n > l.counted {
 			m.lastBytes = now
+			m.fl.swarmBytes += n - l.counted
+			l.counted = n
 		}
-		if l.markAt.IsZero() || l.markAt.Before(now.Add(-2*stallAfter)) {
-			l.mark, l.markAt = 0, now // idle until now
-		}
-		l.mark += n
-		if now.Sub(l.markAt) < stallAfter {
-			continue
-		}
-		stalled := l.mark < stallBytes
-		l.mark, l.markAt = 0, now
-		if stalled {
+		switch {
+		case l.down == 0 || l.markAt.IsZero():
+			l.mark, l.markAt = n, now
+			if l.down == 0 {
+				l.markAt = time.Time{}
+			}
+		case now.Sub(l.markAt) < stallAfter:
+		case n-l.mark < stallBytes:
+			l.mark, l.markAt = n, now
 			m.giveUp(l, now)
-		} else {
+		default:
+			l.mark, l.markAt = n, now
 			m.progress = now
 		}
 	}

@@ -65,6 +65,7 @@ type Conn struct {
 	introduced bool // its extension handshake came
 	haveID     pp.ExtensionNumber
 	lostID     pp.ExtensionNumber
+	doneID     pp.ExtensionNumber
 	has        *piece.Set
 	choked     bool // by the peer
 	interested bool // as the peer was told
@@ -130,6 +131,9 @@ func (c *Conn) Complete() bool {
 	defer c.mu.Unlock()
 	return c.has.Full()
 }
+
+// Received returns how many bytes of payload the peer has sent so far.
+func (c *Conn) Received() int64 { return c.received.Load() }
 
 // Choked reports whether the peer has choked this node, so that Request is
 // in vain.
@@ -278,10 +282,14 @@ func (c *Conn) greet(have *piece.Set) {
 }
 
 // pushHave tells the peer of a piece unless it has that itself. Its sum
-// follows with all others if the peer has not said yet how to send it.
-func (c *Conn) pushHave(h Have) {
+// follows with all others if the peer has not said yet how to send it. After
+// the last one the peer is told that there is no more.
+func (c *Conn) pushHave(h Have, last bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if last {
+		defer c.sayDone()
+	}
 	switch {
 	case c.has.Has(h.Index):
 	case c.haveID != 0 && h.Known:

@@ -26,16 +26,19 @@
 //	unchoke (or choke)
 //	shoal_have …         the sums of the pieces just claimed
 //
-// and from then on pushes what changes. Two extension messages exist:
+// and from then on pushes what changes. Three extension messages exist:
 //
 //	shoal_have           u8 length of publisher, publisher,
 //	                     then (u32 piece index, 32 bytes BLAKE3 sum) …
 //	lt_donthave          u32 piece index (BEP 54)
+//	upload_only          u8 1 (BEP 21)
 //
 // A shoal_have says that the sender has each of the pieces, what each is to
 // be checked against, and which peer first published that sum, so that a lie
 // has a name. It takes the place of HAVE where both sides speak it; HAVE and
-// a claim without sum are understood as well.
+// a claim without sum are understood as well. Neither is sent of a piece that
+// the other side has; so who has everything says so by upload_only, and
+// connections of which neither side needs anything can be closed.
 //
 // Numbers are big-endian. A message has the length that its type demands, a
 // bitfield that of the blob; nothing is allocated for a length that is merely

@@ -17,10 +17,12 @@ const (
 
 	nameHave pp.ExtensionName = "shoal_have"
 	nameLost pp.ExtensionName = "lt_donthave" // BEP 54
+	nameDone pp.ExtensionName = "upload_only" // BEP 21
 
 	// The numbers under which this node wants them.
 	numberHave pp.ExtensionNumber = 1
 	numberLost pp.ExtensionNumber = 2
+	numberDone pp.ExtensionNumber = 3
 
 	// maxIntroduction is the longest extension handshake, in bytes; that of
 	// this package has about 100.
@@ -44,7 +46,7 @@ type introduction struct {
 
 func introductionOf(size int64) []byte {
 	return bencode.MustMarshal(introduction{
-		Messages: map[pp.ExtensionName]int64{nameHave: int64(numberHave), nameLost: int64(numberLost)},
+		Messages: map[pp.ExtensionName]int64{nameHave: int64(numberHave), nameLost: int64(numberLost), nameDone: int64(numberDone)},
 		Client:   "shoal", Requests: maxRequests, Version: version, Size: size,
 	})
 }
@@ -72,7 +74,7 @@ func decodeIntroduction(b []byte) (in introduction, err error) {
 	if in.Version != version {
 		return in, violation("peer speaks version %d, this is %d", in.Version, version)
 	}
-	for _, name := range []pp.ExtensionName{nameHave, nameLost} {
+	for _, name := range []pp.ExtensionName{nameHave, nameLost, nameDone} {
 		if n := in.Messages[name]; n < 0 || n > 255 {
 			return in, violation("%s is to be message %d", name, n)
 		}
@@ -128,6 +130,10 @@ func (s *Swarm) pushSums(c *Conn, in introduction) {
 	c.introduced = true
 	c.haveID = pp.ExtensionNumber(in.Messages[nameHave])
 	c.lostID = pp.ExtensionNumber(in.Messages[nameLost])
+	c.doneID = pp.ExtensionNumber(in.Messages[nameDone])
+	if s.have.Full() {
+		c.sayDone()
+	}
 	if c.haveID == 0 {
 		return
 	}
@@ -143,6 +149,14 @@ func (s *Swarm) pushSums(c *Conn, in introduction) {
 			c.put(extended(c.haveID, appendSums(nil, publisher, pieces[:n]...)))
 			pieces = pieces[n:]
 		}
+	}
+}
+
+// sayDone tells the peer that this node has everything: of pieces that the peer
+// has itself it was not told. The caller holds mu.
+func (c *Conn) sayDone() {
+	if c.doneID != 0 {
+		c.put(extended(c.doneID, []byte{1}))
 	}
 }
 

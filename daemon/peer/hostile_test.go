@@ -97,6 +97,7 @@ func TestHostile(t *testing.T) {
 		"sums cut":                      must(extended(numberHave, make([]byte, 36)).MarshalBinary()),
 		"sums out of range":             must(extended(numberHave, appendSums(nil, "p", Have{Index: 10})).MarshalBinary()),
 		"lost short":                    must(extended(numberLost, []byte{0}).MarshalBinary()),
+		"done short":                    must(extended(numberDone, nil).MarshalBinary()),
 		"lost out of range":             must(extended(numberLost, appendIndex(nil, 10)).MarshalBinary()),
 		"hashes":                        frame(pp.Hashes, make([]byte, 48)...),
 		"port":                          frame(pp.Port, 1, 2),

@@ -12,3 +12,7 @@ func writeMore(nc net.Conn, b []byte) error {
 
 // tune does nothing.
 func tune(net.Conn) {}
+
+const gathered = 128 << 10
+
+func lowWater(net.Conn, int) {}

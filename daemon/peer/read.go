@@ -26,13 +26,15 @@ type reader struct {
 	ruled  bool      // CHOKE or UNCHOKE came
 	known  bool      // Opened was called
 	until  time.Time // the deadline that is set
+	low    int       // how many bytes reads wait for; 0 and 1 are any
+	slow   bool      // the last chunk took so long that reads wait for nothing
 }
 
 // read receives messages until the connection breaks or the peer breaks a
 // rule.
 func (c *Conn) read() error {
 	// The buffer is for messages; payload goes past it.
-	r := &reader{Conn: c, br: bufio.NewReaderSize(c.nc, 4<<10)}
+	r := &reader{Conn: c, br: bufio.NewReaderSize(c.nc, 4<<10), slow: true}
 	r.dec = pp.Decoder{R: r.br, MaxLength: maxExtended + 2}
 	r.deadline(time.Now().Add(c.e.cfg.HandshakeTimeout))
 	for {
@@ -249,12 +251,34 @@ func (r *reader) extension(id pp.ExtensionNumber, payload []byte) error {
 		if lost {
 			r.s.handler.Changed(r.Conn)
 		}
+	case numberDone:
+		if len(payload) != 1 {
+			return violation("%s of %d bytes", nameDone, len(payload))
+		}
+		if payload[0] != 0 {
+			r.done()
+		}
 	case pp.HandshakeExtendedID:
 		return violation("extension handshake again")
 	default:
 		return violation("extension message %d, which nobody asked for", id)
 	}
 	return nil
+}
+
+// done takes in that the peer has everything.
+func (r *reader) done() {
+	var news []Have
+	r.mu.Lock()
+	for i := range r.has.Len() {
+		if r.has.Add(i) {
+			news = append(news, Have{Index: i})
+		}
+	}
+	r.mu.Unlock()
+	if len(news) > 0 {
+		r.s.handler.Have(r.Conn, news)
+	}
 }
 
 // piece receives a block, handing its bytes on as they come.
@@ -275,11 +299,14 @@ func (r *reader) piece(length uint32) error {
 	}
 	buf := chunks.Get().(*[chunk]byte)
 	defer chunks.Put(buf)
+	defer r.gather(1)
 	for left := b.length; left > 0; {
 		n := min(left, chunk)
-		if err := r.payload(buf[:n]); err != nil {
+		began := time.Now()
+		if err := r.payload(buf[:n], left); err != nil {
 			return err
 		}
+		r.slow = time.Since(began) > slowChunk
 		t.write(buf[:n])
 		left -= n
 	}
@@ -287,11 +314,29 @@ func (r *reader) piece(length uint32) error {
 	return nil
 }
 
-// payload fills b.
-func (r *reader) payload(b []byte) error {
+// slowChunk is how long a chunk may take for reads to wait for as much: of a
+// peer that is slow, what little it sends is to be seen.
+const slowChunk = 100 * time.Millisecond
+
+// gather makes reads wait until n bytes are there, which must come.
+func (r *reader) gather(n int) {
+	if r.slow {
+		n = 1
+	}
+	if n = min(n, gathered); n != r.low && (n > 1 || r.low > 1) {
+		lowWater(r.nc, n)
+		r.low = n
+	}
+}
+
+// payload fills b, of a block of which left bytes are to come.
+func (r *reader) payload(b []byte, left int) error {
 	for len(b) > 0 {
 		r.patience()
 		part := b
+		if r.br.Buffered() == 0 {
+			r.gather(left)
+		}
 		if limit := r.e.cfg.Download; limit != nil {
 			part = b[:min(len(b), limit.Burst())]
 		}
@@ -300,6 +345,7 @@ func (r *reader) payload(b []byte) error {
 		r.e.stats.down.Add(int64(n))
 		r.mark(&r.paid)
 		b = b[n:]
+		left -= n
 		if err == io.EOF && len(b) > 0 {
 			err = io.ErrUnexpectedEOF
 		}

@@ -196,12 +196,13 @@ func (s *Swarm) Have(h Have) error {
 	if s.closed {
 		return ErrClosed
 	}
-	if !s.have.Add(h.Index) && s.pieces[h.Index] == h {
+	news := s.have.Add(h.Index)
+	if !news && s.pieces[h.Index] == h {
 		return nil
 	}
 	s.pieces[h.Index] = h
 	for c := range s.conns {
-		c.pushHave(h)
+		c.pushHave(h, news && s.have.Full())
 	}
 	return nil
 }
