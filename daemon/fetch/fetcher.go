@@ -192,6 +192,14 @@ func (f *Fetcher) Open(ctx context.Context, req Request) (*Reader, error) {
 			f.cfg.Logger.Warn("store cannot open blob", "digest", req.Digest, "err", err)
 		}
 		fl, src, err := f.board(ctx, req)
+		if errors.Is(err, errGone) {
+			select {
+			case <-fl.gone:
+				continue
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
 		if err != nil {
 			return nil, err
 		}

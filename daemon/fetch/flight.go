@@ -83,10 +83,14 @@ func newFlight(f *Fetcher, d digest.Digest, cancel context.CancelFunc) *flight {
 	return &flight{fetcher: f, digest: d, cancel: cancel, gone: make(chan struct{}), changed: make(chan struct{})}
 }
 
-// join takes a reader on board.
+// join takes a reader on board. The error is errGone if the flight has ended:
+// how it did is not for those who come later.
 func (fl *flight) join(req Request) (*boarded, error) {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
+	if fl.over {
+		return nil, errGone
+	}
 	for _, s := range fl.sources {
 		if s.Key() == req.Source.Key() && s.err == nil {
 			s.proven = s.proven || req.Proven
