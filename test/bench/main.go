@@ -77,6 +77,8 @@ type config struct {
 	rows.Options
 	rows []rows.Row
 	json string
+	// trace is the file of Options.Trace.
+	trace string
 }
 
 func parse(args []string) (*config, error) {
@@ -94,6 +96,7 @@ func parse(args []string) (*config, error) {
 	fs.IntVar(&c.Nodes, "nodes", 16, "`number` of nodes in a swarm; row 7 has 8")
 	thin := fs.Float64("thin", 50, "`Mbit/s` between the zones of row 10")
 	fs.StringVar(&c.Congestion, "congestion", "", "TCP's congestion `control` in a swarm (default the machine's)")
+	fs.StringVar(&c.trace, "trace", "", "`file` to write the course of every pull by a swarm to")
 	fs.BoolVar(&c.Brief, "brief", false, "leave out direct pulls by all nodes, which take as many times the ideal as there are nodes")
 	fs.BoolVar(&c.Alone, "alone", false, "no scheduler: the daemons of a swarm know nothing of each other")
 	fs.StringVar(&c.Liar, "liar", "", "`binary` that lies in row 13 (default built from the repository)")
@@ -197,6 +200,14 @@ func (c *config) measure(ctx context.Context) (*report.Report, error) {
 		if err := build(&c.Liar, "swarmtest/liar"); err != nil {
 			return nil, err
 		}
+	}
+	if c.trace != "" {
+		f, err := os.Create(c.trace)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		c.Trace = f
 	}
 	rep := &report.Report{Started: time.Now(), Machine: machine()}
 	if c.Congestion != "" {

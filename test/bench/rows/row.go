@@ -42,6 +42,8 @@ type Options struct {
 	Thin netns.Rate
 	// Congestion is TCP's congestion control in a swarm; "" is the machine's.
 	Congestion string
+	// Trace gets the course of every pull by a swarm, unless it is nil.
+	Trace io.Writer
 	// Brief leaves out contenders that take long and are in no figure.
 	Brief bool
 	// Alone starts the daemons of a swarm without a scheduler.

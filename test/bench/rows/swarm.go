@@ -35,7 +35,7 @@ type bench struct {
 
 // newBench makes a rig; conf lacks what the options say.
 func newBench(ctx context.Context, b *bed.Bed, o Options, conf swarm.Config, images ...image) (*bench, error) {
-	conf.Rate, conf.Alone, conf.Congestion = o.rate(swarmRate), o.Alone, o.Congestion
+	conf.Rate, conf.Alone, conf.Congestion, conf.Trace = o.rate(swarmRate), o.Alone, o.Congestion, o.Trace
 	s := &bench{o: o, conf: conf, pushed: map[string]load.Pushed{}}
 	push := func(base string) error {
 		for i, img := range images {

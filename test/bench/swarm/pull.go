@@ -133,6 +133,15 @@ func (c *Cluster) Pull(ctx context.Context, clients []Client, meanwhile func(don
 			return nil, err
 		}
 	}
+	if c.rig.conf.Trace != nil {
+		t, err := c.trace(before, start, pullers)
+		if err != nil {
+			return nil, err
+		}
+		if err := t.until(ctx, done); err != nil {
+			return nil, err
+		}
+	}
 	select {
 	case <-done:
 	case <-ctx.Done():

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,6 +39,8 @@ type Config struct {
 	// Alone starts daemons without a scheduler, each for itself: to try the
 	// rig, or to see what a swarm changes.
 	Alone bool
+	// Trace gets lines about the course of every pull, unless it is nil.
+	Trace io.Writer
 }
 
 // Rig is the part of a cluster that lasts from run to run: network, registry
