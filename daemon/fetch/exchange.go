@@ -171,15 +171,16 @@ func (x *exchange) claimOf(l *link, i int) claim {
 
 // choose picks the rarest of the pieces that are wanted and that somebody may
 // be asked for, and who is to be asked. It returns nil if there is none.
-// With only set, that peer alone is considered.
-func (x *exchange) choose(now time.Time, wanted func(i int) bool, only *link, bound bool) (*link, int) {
+// With only set, that peer alone is considered; peers of whom as many pieces as
+// depth are asked are not.
+func (x *exchange) choose(now time.Time, wanted func(i int) bool, only *link, depth int, bound bool) (*link, int) {
 	var best *link
 	piece, ties := -1, 0
 	for i, holders := range x.holders {
 		if holders == 0 || best != nil && holders > x.holders[piece] || !wanted(i) {
 			continue
 		}
-		l := x.source(now, i, only, bound)
+		l := x.source(now, i, only, depth, bound)
 		if l == nil {
 			continue
 		}
@@ -198,11 +199,11 @@ func (x *exchange) choose(now time.Time, wanted func(i int) bool, only *link, bo
 // source returns whom to ask for a piece: the one that is asked for least, and
 // of these rather one that lacks pieces itself than one that has them all:
 // what only a seed has is asked of it often enough.
-func (x *exchange) source(now time.Time, i int, only *link, bound bool) *link {
+func (x *exchange) source(now time.Time, i int, only *link, depth int, bound bool) *link {
 	var best *link
 	ties := 0
 	for _, l := range x.links {
-		if only != nil && l != only || !x.serves(now, l, i, bound) || best != nil && l.rank() > best.rank() {
+		if only != nil && l != only || !x.serves(now, l, i, depth, bound) || best != nil && l.rank() > best.rank() {
 			continue
 		}
 		if best == nil || l.rank() < best.rank() {
@@ -223,6 +224,6 @@ func (l *link) rank() int {
 }
 
 // serves reports whether a peer may be asked for a piece now.
-func (x *exchange) serves(now time.Time, l *link, i int, bound bool) bool {
-	return l.has.Has(i) && l.said.Has(i) && !l.choked && !l.leaving && !(l.reserved && bound) && l.down < perLink && !now.Before(l.shunned)
+func (x *exchange) serves(now time.Time, l *link, i, depth int, bound bool) bool {
+	return l.has.Has(i) && l.said.Has(i) && !l.choked && !l.leaving && !(l.reserved && bound) && l.down < depth && !now.Before(l.shunned)
 }

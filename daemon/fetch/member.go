@@ -37,7 +37,6 @@ type Member struct {
 	wire    Wire
 	x       *exchange
 	coming  map[int]*download
-	down    int // downloads that were chosen, not assigned
 	pace    pace
 	near    map[scheduler.PeerID]*neighbour
 	greeted bool // the first Swarm after a Join has come
@@ -158,12 +157,15 @@ func (fl *flight) viaSwarm(ctx context.Context, want int64) (done bool, err erro
 	}
 	p := planFor(partial, size)
 	p.whole = true
+	m.begin(p.layout.Count()) // peers may come as soon as they are let in
 	wire, err := m.swarm.Open(size, nil, content)
 	if err != nil {
 		fl.fetcher.cfg.Logger.Warn("peers cannot be let in", "digest", fl.digest, "err", err)
 		return false, partial.Close()
 	}
-	m.begin(p.layout.Count(), wire)
+	fl.mu.Lock()
+	m.wire = wire
+	fl.mu.Unlock()
 	return true, fl.finish(partial, fl.fill(ctx, partial, p, want, nil, m))
 }
 
@@ -223,13 +225,12 @@ func (m *Member) findSize(ctx context.Context) int64 {
 }
 
 // begin takes the member's part up, once the size is known.
-func (m *Member) begin(n int, wire Wire) {
+func (m *Member) begin(n int) {
 	h := fnv.New64a()
 	h.Write([]byte(m.fl.fetcher.cfg.Name + string(m.fl.digest)))
 	now := time.Now()
 	m.fl.mu.Lock()
 	defer m.fl.mu.Unlock()
-	m.wire = wire
 	m.x = newExchange(n, h.Sum64())
 	m.coming, m.near = map[int]*download{}, map[scheduler.PeerID]*neighbour{}
 	m.duty, m.mine, m.imports = piece.NewSet(n), piece.NewSet(n), map[int]scheduler.PeerID{}

@@ -165,8 +165,8 @@ func (m *Member) Changed(p Peer) {
 		return
 	}
 	// A slot was kept for this node: worth one more than there should be.
-	if m.down < m.pace.limit+2 {
-		if _, i := m.x.choose(time.Now(), m.wanted, l, m.bound()); i >= 0 {
+	if m.busy() < m.pace.limit+2 {
+		if _, i := m.x.choose(time.Now(), m.wanted, l, 1, m.bound()); i >= 0 {
 			m.request(l, i, false)
 		}
 	}
@@ -214,14 +214,33 @@ func (m *Member) schedule() {
 			m.request(l, i, true)
 		}
 	}
-	for m.down < m.pace.limit {
-		l, i := m.x.choose(now, m.wanted, nil, m.bound())
+	for m.busy() < m.pace.limit {
+		l, i := m.x.choose(now, m.wanted, nil, 1, m.bound())
 		if l == nil {
 			break
 		}
 		m.request(l, i, false)
 	}
+	// The next request is there before the last one is answered.
+	for _, l := range m.x.links {
+		if l.down == 0 || l.down >= perLink {
+			continue
+		}
+		if _, i := m.x.choose(now, m.wanted, l, perLink, m.bound()); i >= 0 {
+			m.request(l, i, false)
+		}
+	}
 	m.employ()
+}
+
+// busy returns how many peers are sending.
+func (m *Member) busy() (n int) {
+	for _, l := range m.x.links {
+		if l.down > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // request asks a peer for a piece. The caller holds the flight's mu.
@@ -230,9 +249,6 @@ func (m *Member) request(l *link, i int, assigned bool) {
 	m.coming[i] = d
 	m.fl.plan.lent.Add(i)
 	l.down++
-	if !assigned {
-		m.down++
-	}
 	ctx := m.fl.groupCtx
 	m.fl.group.Go(func() error { return m.ended(d, m.receive(ctx, d)) })
 }
@@ -276,9 +292,6 @@ func (m *Member) ended(d *download, err error) error {
 	delete(m.coming, d.piece)
 	m.fl.plan.lent.Remove(d.piece)
 	l.down--
-	if !d.assigned {
-		m.down--
-	}
 	now := time.Now()
 	switch {
 	case err == nil:
