@@ -104,6 +104,11 @@ func (m *Member) tick(now time.Time) error {
 	}
 	m.findStalled(now)
 	m.findStalledRuns(now)
+	for _, l := range m.x.links {
+		if l.leaving && l.down == 0 {
+			l.Close(errNotWanted)
+		}
+	}
 	for _, n := range m.near {
 		switch {
 		case n.dialing || now.Before(n.next) || m.x.byID(n.Peer) != nil:
