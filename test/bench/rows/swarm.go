@@ -118,7 +118,13 @@ const (
 // cost is what a run took of the machine. GiB are those delivered to clients.
 func (s *bench) cost(run *swarm.Run) []report.Note {
 	u, each := run.Usage, gib(run.Delivered)
-	notes := []report.Note{{Name: "busy", Value: 100 * u.Busy, Unit: "%"}, {Name: "machine", Value: u.Machine / each, Unit: "s/GiB"}}
+	// Forwarding, and whatever else the machine did: much of it spoils a run.
+	others := 1 - (u.Daemons+u.Clients+u.Registry+u.Tap+u.Scheduler)/u.Machine
+	notes := []report.Note{
+		{Name: "busy", Value: 100 * u.Busy, Unit: "%"},
+		{Name: "of it with others", Value: 100 * u.Busy * others, Unit: "%"},
+		{Name: "machine", Value: u.Machine / each, Unit: "s/GiB"},
+	}
 	if u.PeakMemory > 0 {
 		notes = append(notes, report.Note{Name: "daemons", Value: u.Daemons / each, Unit: "s/GiB"})
 	}
