@@ -88,7 +88,7 @@ func TestSwarmLateJoiners(t *testing.T) {
 }
 
 // midway has nodes pull a blob at once, and calls do when the origin has sent
-// a third of it.
+// a third of it and all nodes exchange it.
 func midway(t *testing.T, o *registrytest.Origin, nodes []*node, size int, do func()) {
 	t.Helper()
 	d := o.AddBlob("app", noise(uint64(size), size))
@@ -98,7 +98,13 @@ func midway(t *testing.T, o *registrytest.Origin, nodes []*node, size int, do fu
 	cancel := o.Inject(registrytest.Order{Kind: registrytest.Blob, Digest: d}, registrytest.After(int64(size)/9, func() {
 		once.Do(func() {
 			sent.Go(func() {
-				defer close(done)
+				// Who has not begun by then would have to do without. And the
+				// origin must not hold all up while it is done: then the nodes
+				// would help themselves.
+				for _, n := range nodes {
+					eventually(t, "every node is in the swarm", func() bool { return n.metric("shoal_peer_connections") != "0" })
+				}
+				close(done)
 				do()
 			})
 		})
