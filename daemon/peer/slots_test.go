@@ -114,6 +114,7 @@ func TestSlotHandedOn(t *testing.T) {
 		ev.await(t, "changed")
 	}
 	mustGet(t, second, src, 0)
+	waitFor(t, "the slot", func() bool { return owners(seed) == 0 }) // which the seed frees a moment after it sent the last byte
 	mustGet(t, first, src, 0)
 }
 
