@@ -25,9 +25,6 @@ import (
 	"github.com/shoalproject/shoal/test/bench/rows"
 )
 
-// What is started dies with the thread that started it; the main one lasts.
-func init() { runtime.LockOSThread() }
-
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	code := run(ctx, os.Args[1:])

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"os"
-	"runtime"
 	"testing"
 
 	"github.com/shoalproject/shoal/registry/registrytest"
@@ -32,8 +31,6 @@ func TestRig(t *testing.T) {
 		}
 		t.Skip(err)
 	}
-	// What is started dies with the thread that started it.
-	runtime.LockOSThread()
 	b, err := bed.New(t.TempDir(), "")
 	if err != nil {
 		t.Fatal(err)

@@ -10,7 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -63,6 +65,26 @@ func (p Place) command(ctx context.Context, name string, args ...string) (*exec.
 	return cmd, nil
 }
 
+// forks is served by one goroutine that never gives up its thread. The kernel
+// sends Pdeathsig when the thread that forked ends, not when its process does,
+// and threads that were in a namespace end.
+var forks = sync.OnceValue(func() chan<- func() {
+	work := make(chan func())
+	go func() {
+		runtime.LockOSThread()
+		for f := range work {
+			f()
+		}
+	}()
+	return work
+})
+
+func fork(cmd *exec.Cmd) error {
+	err := make(chan error, 1)
+	forks() <- func() { err <- cmd.Start() }
+	return <-err
+}
+
 // Process is a running server.
 type Process struct {
 	name   string
@@ -111,7 +133,7 @@ func (b *Bed) startWith(at Place, stdin, stdout *os.File, name string, args ...s
 	if stdout != nil {
 		cmd.Stdout = stdout
 	}
-	if err := cmd.Start(); err != nil {
+	if err := fork(cmd); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
 	p := &Process{name: about, at: at, cmd: cmd, log: log.Name(), exited: make(chan struct{})}
