@@ -85,7 +85,7 @@ func (c *Core) openRun(sw *swarm) Run {
 	if first >= sw.n {
 		return Run{}
 	}
-	quota := (sw.n + c.cfg.Streams - 1) / c.cfg.Streams
+	quota := c.quota(sw.n, first)
 	if sw.n <= c.cfg.SmallPieces || first > 0 && sw.able() == 1 {
 		// One alone has had the time of its first run to be joined by
 		// others; the rest is one request.
@@ -97,6 +97,24 @@ func (c *Core) openRun(sw *swarm) Run {
 	}
 	return Run{first, end - first}
 }
+
+// quota is how many pieces one stream gets that begins with the piece at first.
+// The blob goes out in waves of as many runs as there are streams. At the end
+// of a wave only its first run has been in order, so that all but that one is
+// yet to be hashed and delivered, everywhere at once: the last wave is to be
+// small. Each wave costs as many requests as there are streams.
+func (c *Core) quota(n, first int) int {
+	s := c.cfg.Streams
+	if wave := n * lastWave / (lastWave + 1); first < wave && n >= lastWave*c.cfg.SmallPieces {
+		return (wave + s - 1) / s
+	} else if first >= wave {
+		return (n - wave + s - 1) / s
+	}
+	return (n + s - 1) / s
+}
+
+// lastWave is how many times as long as the last wave what comes before it is.
+const lastWave = 4
 
 // able counts those who may ask the origin.
 func (sw *swarm) able() int {

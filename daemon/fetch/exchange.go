@@ -175,17 +175,18 @@ func (x *exchange) claimOf(l *link, i int) claim {
 // depth are asked are not.
 func (x *exchange) choose(now time.Time, wanted func(i int) bool, only *link, depth int, bound bool) (*link, int) {
 	var best *link
-	piece, ties := -1, 0
+	piece, rarity, ties := -1, 0, 0
 	for i, holders := range x.holders {
-		if holders == 0 || best != nil && holders > x.holders[piece] || !wanted(i) {
+		rare := min(holders, common)
+		if holders == 0 || best != nil && (rare > rarity || rare == common && rarity == common) || !wanted(i) {
 			continue
 		}
 		l := x.source(now, i, only, depth, bound)
 		if l == nil {
 			continue
 		}
-		if best == nil || holders < x.holders[piece] {
-			ties = 0
+		if best == nil || rare < rarity {
+			rarity, ties = rare, 0
 		}
 		// Ties by lot: whoever picks the first of them picks what all the
 		// others pick.
@@ -195,6 +196,12 @@ func (x *exchange) choose(now time.Time, wanted func(i int) bool, only *link, de
 	}
 	return best, piece
 }
+
+// common is how many neighbours have a piece that is not rare any more. Such
+// pieces are asked for in order: only what comes in order can be hashed and
+// read, and rarest first, to the end, would leave gaps near the beginning
+// until then.
+const common = 3
 
 // source returns whom to ask for a piece: the one that is asked for least, and
 // of these rather one that lacks pieces itself than one that has them all:

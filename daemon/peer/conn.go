@@ -41,6 +41,8 @@ type Conn struct {
 
 	throttled atomic.Bool // a block waits for the upload limit
 
+	share atomic.Int64 // of the blob that the peer has, in thousandths
+
 	received atomic.Int64 // payload, bytes
 	heard    atomic.Int64 // when the peer last sent anything, after began
 	paid     atomic.Int64 // when it last sent payload, after began
@@ -124,6 +126,9 @@ func (c *Conn) Has(i int) bool {
 	defer c.mu.Unlock()
 	return c.has.Has(i)
 }
+
+// counted takes note of how much the peer has. The caller holds mu.
+func (c *Conn) counted() { c.share.Store(int64(c.has.Count()) * 1000 / int64(max(c.has.Len(), 1))) }
 
 // Complete reports whether the peer claims to hold every piece.
 func (c *Conn) Complete() bool {

@@ -203,6 +203,7 @@ func (r *reader) have(i int) error {
 	}
 	r.mu.Lock()
 	news := r.has.Add(i)
+	r.counted()
 	r.mu.Unlock()
 	if news {
 		r.s.handler.Have(r.Conn, []Have{{Index: i}})
@@ -235,6 +236,7 @@ func (r *reader) extension(id pp.ExtensionNumber, payload []byte) error {
 		for _, h := range pieces {
 			r.has.Add(h.Index)
 		}
+		r.counted()
 		r.mu.Unlock()
 		r.s.handler.Have(r.Conn, pieces)
 	case numberLost:

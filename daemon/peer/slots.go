@@ -72,8 +72,9 @@ func (s *slots) yield(c *Conn) (next *Conn) {
 		return nil
 	}
 	delete(s.owners, c)
+	next = s.passLocked()
 	s.line = append(s.line, c)
-	return s.passLocked()
+	return next
 }
 
 // leave takes c out altogether.
@@ -101,14 +102,21 @@ func (s *slots) unlineLocked(c *Conn) {
 	}
 }
 
-// passLocked gives a slot that nobody owns to the first in line.
+// passLocked gives a slot that nobody owns to who in line has least of its
+// blob, of several the first. What counts is when the last has everything.
 func (s *slots) passLocked() *Conn {
 	if len(s.line) == 0 {
 		s.free++
 		return nil
 	}
-	next := s.line[0]
-	s.line = slices.Delete(s.line, 0, 1)
+	i := 0
+	for j, c := range s.line {
+		if c.share.Load() < s.line[i].share.Load() {
+			i = j
+		}
+	}
+	next := s.line[i]
+	s.line = slices.Delete(s.line, i, i+1)
 	s.owners[next] = struct{}{}
 	return next
 }
