@@ -1,7 +1,6 @@
 package swarm
 
 import (
-	"os"
 	"context"
 	"fmt"
 	"io"
@@ -50,11 +49,6 @@ func (t *tracer) line() error {
 		}
 		got = append(got, in.Since(t.before.got[i]).Payload())
 	}
-	for i, n := range t.c.rig.nodes {
-		_, out, _ := n.Traffic()
-		fmt.Fprintf(os.Stderr, "%.0f/%.0f ", float64(got[i])/1048576, float64(out.Since(t.before.sent[i]).Payload())/1048576)
-	}
-	fmt.Fprintln(os.Stderr)
 	slices.Sort(got)
 	_, sent, err := t.c.rig.origin.Traffic()
 	if err != nil {
