@@ -1,184 +1,163 @@
-// Package demo shows on one machine what Shoal does: a registry, a daemon and
-// a client in one process, on real sockets.
+// Package demo shows on one machine what Shoal does: an origin, a scheduler,
+// nodes and the clients of their runtimes in one process, on real sockets.
+//
+// It knows what is shown and what was promised. It must not know how the
+// parts of a cluster work: it is given somebody who starts them.
 package demo
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
+	"log/slog"
 	"os"
-	"path/filepath"
-	"strings"
-	"text/tabwriter"
-	"time"
 
-	"github.com/dustin/go-humanize"
-
-	"github.com/shoalproject/shoal/daemon"
-	"github.com/shoalproject/shoal/registry/registrytest"
+	"github.com/opencontainers/go-digest"
 )
 
 // Config says what is shown.
 type Config struct {
+	// Nodes is how many there are, one that lies among them.
+	Nodes int
 	// Size of the image in bytes, in Layers layers.
 	Size   int64
 	Layers int
+	// Rate of each node's link and of the origin's, in bytes per second; 0
+	// is no limit.
+	Rate int64
+	// KillScheduler and KillPeer kill the scheduler or a node when half of the
+	// image has left the origin; Liar has the last node lie.
+	KillScheduler, KillPeer, Liar bool
 }
 
-// upstream is the registry's name in this demonstration.
-const upstream = "registry.demo"
-
-// scene is the registry, the daemon and what the client pulls.
-type scene struct {
-	origin *registrytest.Origin
-	daemon *daemon.Daemon
-	dir    string
-	out    *tabwriter.Writer
+// Parts starts what a cluster consists of, on loopback.
+type Parts interface {
+	// Scheduler listens at addr, HOST:PORT.
+	Scheduler(addr string) (Scheduler, error)
+	Node(NodeConfig) (Node, error)
+	Liar(LiarConfig) (Liar, error)
 }
 
-// Run shows it on out. It returns an error if anything is not as promised.
-func Run(ctx context.Context, cfg Config, out io.Writer) (err error) {
-	s := &scene{out: tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)}
-	if s.origin, err = registrytest.Start(); err != nil {
-		return err
-	}
-	defer s.origin.Close()
-	s.addImage(cfg)
-	if s.dir, err = os.MkdirTemp("", "shoal-demo-"); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(s.dir)) }()
-	dcfg := daemon.DefaultConfig()
-	dcfg.Listen, dcfg.AdminListen, dcfg.PeerListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
-	dcfg.DataDir, dcfg.CacheSize = filepath.Join(s.dir, "data"), 2*cfg.Size+1<<30
-	dcfg.Registries = []string{upstream + "=http://" + s.origin.Host()}
-	dcfg.Auth = "open"
-	dcfg.TagTTL = time.Millisecond // so that every step asks for the tag
-	if s.daemon, err = daemon.New(dcfg); err != nil {
-		return err
-	}
-	ctx, stop := context.WithCancel(ctx)
-	done := make(chan error, 1)
-	go func() { done <- s.daemon.Run(ctx) }()
-	defer func() {
-		stop()
-		err = errors.Join(err, <-done)
-	}()
-	fmt.Fprintf(out, "A registry at %s, a daemon at %s and a client, all in this process.\n", s.origin.Host(), s.daemon.MirrorAddr())
-	fmt.Fprintf(out, "The image has %s in %d layers. Every digest is checked by the client.\n\n", size(cfg.Size), cfg.Layers)
-	return s.play(ctx)
+// Part is a part of a cluster that runs.
+type Part interface {
+	// Stop ends it without waiting for anything that is under way, and
+	// returns when it has ended.
+	Stop() error
 }
 
-func (s *scene) addImage(cfg Config) {
-	layers := make([][]byte, cfg.Layers)
-	for i := range layers {
-		n := cfg.Size / int64(cfg.Layers)
-		if i == 0 {
-			n += cfg.Size % int64(cfg.Layers)
+// Scheduler is a scheduler of the cluster.
+type Scheduler interface {
+	Part
+	// Addr is where nodes find it.
+	Addr() string
+	Known(context.Context) Known
+}
+
+// Known is what a scheduler knows: how many nodes are connected, how many
+// blobs they hold or want, each counted once for each node, and how many nodes
+// are banned.
+type Known struct{ Nodes, Blobs, Banned int }
+
+// NodeConfig says what a node is like.
+type NodeConfig struct {
+	Name string
+	// Dir is for its store, CacheSize bytes.
+	Dir       string
+	CacheSize int64
+	// Upstream is the origin's name in images, Origin its URL.
+	Upstream, Origin string
+	// Scheduler is its Addr.
+	Scheduler string
+	// Rate of its link, both ways, in bytes per second; 0 is no limit.
+	Rate int64
+	// Log gets what the node logs.
+	Log *slog.Logger
+}
+
+// Node is a node of the cluster.
+type Node interface {
+	Part
+	// Mirror is the HOST:PORT that the node's runtime asks.
+	Mirror() string
+	Fetched() Fetched
+}
+
+// Fetched is how many bytes a node has got so far, from the origin and from
+// other nodes.
+type Fetched struct{ Origin, Peers int64 }
+
+// LiarConfig says who lies about what.
+type LiarConfig struct {
+	Name, Scheduler string
+	Blobs           []Blob
+}
+
+// Blob is content that somebody has.
+type Blob struct {
+	Digest  digest.Digest
+	Size    int64
+	Content io.ReaderAt
+}
+
+// Liar is a node that says it has blobs and sends wrong bytes.
+type Liar interface {
+	Part
+	// Lies is how many wrong blocks it has sent so far.
+	Lies() int64
+}
+
+// alone is what a node without a scheduler fetches from the origin at a time.
+const alone = 8 << 20
+
+// mostCopies is how many times the origin may send the image: once, but for
+// what nodes fetch twice when something goes wrong.
+func (c Config) mostCopies() float64 {
+	most := 1.05
+	for _, disturbed := range []bool{c.KillPeer, c.Liar} {
+		if disturbed {
+			most += 0.2
 		}
-		layers[i] = make([]byte, n)
-		_, _ = rand.Read(layers[i]) // never fails
 	}
-	s.origin.AddImage("app", "v1", layers...)
-}
-
-// play goes through the steps.
-func (s *scene) play(ctx context.Context) error {
-	mirrored := s.daemon.MirrorAddr().String() + "/" + upstream + "/app"
-	fmt.Fprintln(s.out, "PULL\tTIME\tFROM REGISTRY\tREQUESTS\tRESULT")
-	steps := []struct {
-		what     string
-		ref, tag string
-		before   func() error
-		fails    bool
-	}{
-		{"straight from the registry", s.origin.Host() + "/app", "v1", nil, false},
-		{"through the daemon, cold", mirrored, "v1", nil, false},
-		{"again", mirrored, "v1", nil, false},
-		{"again, after a bit flipped on the disk", mirrored, "v1", s.rot, false},
-		{"another one, a bit flipped by the registry", mirrored, "v2", s.lie, true},
-		{"the first again, the registry is down", mirrored, "v1", s.down, false},
-	}
-	for _, step := range steps {
-		if step.before != nil {
-			if err := step.before(); err != nil {
-				return err
-			}
-		}
-		if err := s.step(ctx, step.what, step.ref, step.tag, step.fails); err != nil {
-			s.out.Flush()
-			return err
+	if c.KillScheduler {
+		most += float64(c.Nodes) * alone / float64(c.Size)
+		if c.Layers > atOnce {
+			// Layers that are begun then each node may get by itself.
+			most = float64(c.Nodes)
 		}
 	}
-	return s.out.Flush()
+	return most
 }
 
-func (s *scene) step(ctx context.Context, what, ref, tag string, fails bool) error {
-	s.origin.ResetCounters()
-	start := time.Now()
-	_, err := pull(ctx, ref, tag)
-	took := time.Since(start)
-	result := "verified"
-	if err != nil {
-		result = "refused"
-	}
-	fmt.Fprintf(s.out, "%s\t%.2f s\t%s\t%d\t%s\n", what, took.Seconds(), size(s.origin.SentTotal()), len(s.origin.Requests()), result)
-	if fails != (err != nil) {
-		return fmt.Errorf("%s: %v", what, err)
-	}
-	return nil
-}
-
-// rot flips a bit of the biggest file in the daemon's store.
-func (s *scene) rot() error {
-	file, err := biggest(s.dir)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(file, os.O_RDWR, 0)
+// Run shows it on out. It returns an error if anything is not as promised, or
+// the cause of ctx when that ends first.
+func Run(ctx context.Context, cfg Config, parts Parts, out io.Writer) (err error) {
+	// One more node comes later.
+	dir, err := place(int64(cfg.Nodes+1) * cfg.Size)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	var b [1]byte
-	if _, err := f.ReadAt(b[:], 0); err != nil {
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	s, err := setUp(ctx, cfg, parts, dir, out)
+	if err != nil {
 		return err
 	}
-	b[0] ^= 1
-	_, err = f.WriteAt(b[:], 0)
-	return err
-}
-
-func (s *scene) down() error {
-	s.origin.Down()
-	return nil
-}
-
-// lie adds an image whose layer the registry sends with a wrong bit.
-func (s *scene) lie() error {
-	layer := make([]byte, 1<<20)
-	_, _ = rand.Read(layer) // never fails
-	image := s.origin.AddImage("app", "v2", layer)
-	s.origin.Inject(registrytest.Order{Kind: registrytest.Blob, Digest: image.Layers[0].Digest}, registrytest.Flip(1000))
-	return nil
-}
-
-func biggest(dir string) (path string, err error) {
-	var max int64
-	err = filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
-		if err != nil || e.IsDir() {
-			return err
-		}
-		info, err := e.Info()
-		if err == nil && info.Size() > max {
-			path, max = p, info.Size()
-		}
+	defer func() { err = errors.Join(err, s.tearDown()) }()
+	s.introduce()
+	if err := s.together(ctx); err != nil {
 		return err
-	})
-	return path, err
+	}
+	return s.afterwards(ctx)
 }
 
-func size(n int64) string { return strings.TrimSpace(humanize.IBytes(uint64(n))) }
+// introduce says what is there.
+func (s *scene) introduce() {
+	fmt.Fprintf(s.out, "An origin, a scheduler and %d nodes, all in this process, on loopback.\n", s.cfg.Nodes)
+	if s.cfg.Rate > 0 {
+		fmt.Fprintf(s.out, "The origin and each node have a link of %s/s.\n", size(s.cfg.Rate))
+	}
+	if s.liar != nil {
+		fmt.Fprintf(s.out, "%s lies: it says that it has the image, and sends wrong bytes.\n", s.liarName())
+	}
+	fmt.Fprintf(s.out, "All nodes pull an image of %s in %d layers; every digest is checked.\n\n", size(s.cfg.Size), s.cfg.Layers)
+}

@@ -2,6 +2,7 @@ package demo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,41 +17,42 @@ import (
 	"github.com/shoalproject/shoal/registry"
 )
 
-// pull pulls an image as a runtime does, three blobs at a time, checks every
-// digest, keeps nothing, and returns the number of bytes.
-func pull(ctx context.Context, ref, tag string) (int64, error) {
-	repo, err := remote.NewRepository(ref)
+// atOnce is how many blobs a runtime pulls at a time.
+const atOnce = 3
+
+// pull pulls an image, by tag or digest, as a runtime does. It checks every
+// digest and keeps nothing.
+func pull(ctx context.Context, mirror, reference string) error {
+	r, err := remote.NewRepository(mirror + "/" + upstream + "/" + repo)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()
-	repo.PlainHTTP = true
-	repo.Client = &auth.Client{Client: &http.Client{Transport: transport}}
-	desc, err := repo.Resolve(ctx, tag)
+	r.PlainHTTP = true
+	r.Client = &auth.Client{Client: &http.Client{Transport: transport}}
+	desc, err := r.Resolve(ctx, reference)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	body, err := content.FetchAll(ctx, repo, desc)
+	body, err := content.FetchAll(ctx, r, desc)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	m, err := registry.ParseManifest(desc.MediaType, body)
 	if err != nil {
-		return 0, err
+		return err
 	}
-	total := int64(len(body))
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(3)
+	group.SetLimit(atOnce)
 	for _, blob := range m.Blobs {
-		total += blob.Size
-		group.Go(func() error { return pullBlob(ctx, repo, blob) })
+		group.Go(func() error { return pullBlob(ctx, r, blob) })
 	}
-	return total, group.Wait()
+	return group.Wait()
 }
 
-func pullBlob(ctx context.Context, repo *remote.Repository, blob v1.Descriptor) error {
-	rc, err := repo.Blobs().Fetch(ctx, blob)
+func pullBlob(ctx context.Context, r *remote.Repository, blob v1.Descriptor) error {
+	rc, err := r.Blobs().Fetch(ctx, blob)
 	if err != nil {
 		return err
 	}
@@ -59,5 +61,14 @@ func pullBlob(ctx context.Context, repo *remote.Repository, blob v1.Descriptor) 
 	if _, err := io.Copy(io.Discard, v); err != nil {
 		return fmt.Errorf("layer %.19s…: %w", blob.Digest, err)
 	}
-	return v.Verify()
+	if err := v.Verify(); err != nil {
+		return fmt.Errorf("layer %.19s…: %w", blob.Digest, err)
+	}
+	return nil
+}
+
+// wrong reports whether a pull failed because wrong bytes were delivered as
+// complete. A body that is cut short is no such thing.
+func wrong(err error) bool {
+	return errors.Is(err, content.ErrMismatchedDigest) || errors.Is(err, content.ErrTrailingData)
 }

@@ -94,6 +94,9 @@ func checkSwarm(c *Core, sw *swarm) error {
 				busy[p] |= bit
 			}
 		}
+		if len(l.queue) != l.queued.Count() {
+			return fmt.Errorf("zone %s: %d pieces queued, %d of them once", r.zone, len(l.queue), l.queued.Count())
+		}
 		if free != l.free {
 			return fmt.Errorf("%d pieces free, counted %d", free, l.free)
 		}

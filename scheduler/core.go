@@ -94,9 +94,7 @@ func (c *Core) Step(now time.Duration, from PeerID, msg In) []Out {
 			c.leave(m)
 		}
 	case Report:
-		if m := p.blobs[msg.Blob]; m != nil {
-			c.report(m, msg)
-		}
+		c.report(p, msg)
 	case Missing:
 		if m := p.blobs[msg.Blob]; m != nil {
 			c.missing(m, msg.Runs)

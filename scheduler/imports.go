@@ -84,6 +84,7 @@ func (c *Core) nextImport(sw *swarm, r *ring) int {
 	for len(l.queue) > 0 {
 		p := int(l.queue[0])
 		l.queue = l.queue[1:]
+		l.queued.Remove(p)
 		if l.state[p] == free && sw.held[p] != 0 {
 			return p
 		}

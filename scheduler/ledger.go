@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"iter"
 	"slices"
 	"time"
 
@@ -30,9 +31,10 @@ type ledger struct {
 	free       int
 
 	imports []imported
-	queue   []int32 // pieces that came up in other rings
-	cursor  int     // with seeds: no piece before this one is free
-	turn    int     // of the wanters that import
+	queue   []int32    // pieces that came up in other rings
+	queued  *piece.Set // those in queue
+	cursor  int        // with seeds: no piece before this one is free
+	turn    int        // of the wanters that import
 }
 
 // doubt is a run of pieces of one ring about which others are being asked.
@@ -65,7 +67,7 @@ func (c *Core) openLedger(sw *swarm, r *ring) {
 	l := &ledger{
 		state: make([]state, sw.n), owner: make([]*member, sw.n),
 		next: make([]int32, sw.n), prev: make([]int32, sw.n),
-		free: sw.n,
+		free: sw.n, queued: piece.NewSet(sw.n),
 	}
 	r.ledger = l
 	if sw.held == nil {
@@ -75,7 +77,7 @@ func (c *Core) openLedger(sw *swarm, r *ring) {
 	}
 	for p, rings := range sw.held {
 		if rings != 0 {
-			l.queue = append(l.queue, int32(p))
+			l.enqueue(p)
 		}
 	}
 }
@@ -137,7 +139,7 @@ func (c *Core) mark(sw *swarm, r *ring, p int, st state, owner *member) {
 		sw.held[p] |= bit
 		for _, other := range sw.rings {
 			if o := other.ledger; o != nil && other != r && o.state[p] == free {
-				o.queue = append(o.queue, int32(p))
+				o.enqueue(p)
 			}
 		}
 	} else {
@@ -149,6 +151,14 @@ func (c *Core) mark(sw *swarm, r *ring, p int, st state, owner *member) {
 		sw.from = min(sw.from, p)
 	}
 	if st == free && sw.held[p] != 0 {
+		l.enqueue(p)
+	}
+}
+
+// enqueue notes that another ring has a piece, once: a ring with a seed takes
+// none from its queue, however often others come and go.
+func (l *ledger) enqueue(p int) {
+	if l.queued.Add(p) {
 		l.queue = append(l.queue, int32(p))
 	}
 }
@@ -192,10 +202,7 @@ func (c *Core) adopt(m *member, have []byte, bringing []Run) {
 	if !m.origin {
 		return
 	}
-	for _, run := range bringing[:min(len(bringing), 64)] {
-		if run = sw.clip(run); run.Count == 0 {
-			continue
-		}
+	for run := range sw.clipped(bringing[:min(len(bringing), 64)]) {
 		// Adopt the part of it that is nobody else's.
 		for p := run.First; p < run.End(); {
 			if l.state[p] != free {
@@ -221,6 +228,23 @@ func (sw *swarm) clip(run Run) Run {
 	return Run{first, min(run.First+count, sw.n) - first}
 }
 
+// clipped yields the runs of a message, cut to the pieces that there are, until
+// they would be more than there are: then some are named twice, and going on
+// would be work without end.
+func (sw *swarm) clipped(runs []Run) iter.Seq[Run] {
+	return func(yield func(Run) bool) {
+		left := sw.n
+		for _, run := range runs {
+			run = sw.clip(run)
+			run.Count = min(run.Count, left)
+			left -= run.Count
+			if run.Count > 0 && !yield(run) {
+				return
+			}
+		}
+	}
+}
+
 // have takes in progress, and answers to Ask.
 func (c *Core) have(m *member, runs []Run) {
 	sw, r := m.swarm, m.ring
@@ -232,8 +256,7 @@ func (c *Core) have(m *member, runs []Run) {
 		return
 	}
 	l := r.ledger
-	for _, run := range runs[:min(len(runs), sw.n)] {
-		run = sw.clip(run)
+	for run := range sw.clipped(runs) {
 		for p := run.First; p < run.End(); p++ {
 			switch l.state[p] {
 			case assigned:

@@ -129,7 +129,7 @@ func (sw *swarm) able() int {
 // without a new request.
 func (c *Core) extendable(sw *swarm, first int) *stream {
 	for _, s := range sw.streams {
-		if s.end == first && s.left() <= c.cfg.Lookahead && s.m.cool <= c.now && s.m.origin && !c.onHold(s.m.src) {
+		if s.end == first && s.left() <= c.cfg.Lookahead && max(s.m.cool, s.m.dry) <= c.now && s.m.origin && !c.onHold(s.m.src) {
 			return s
 		}
 	}
@@ -177,7 +177,8 @@ func (c *Core) pickFetcher(sw *swarm) *member {
 		r := sw.rings[sw.turn%len(sw.rings)]
 		sw.turn++
 		able := r.roll[rollAble]
-		if len(able) == 0 {
+		// Where nothing is dealt out, all go to the zone's seeds by themselves.
+		if len(able) == 0 || sw.n > 0 && r.ledger == nil {
 			continue
 		}
 		var best *member
@@ -200,7 +201,7 @@ func (c *Core) pickFetcher(sw *swarm) *member {
 }
 
 func (c *Core) mayFetch(m *member) bool {
-	if m.cool > c.now || c.onHold(m.src) || m.src.streams >= c.cfg.SourceStreams {
+	if max(m.cool, m.dry) > c.now || c.onHold(m.src) || m.src.streams >= c.cfg.SourceStreams {
 		return false
 	}
 	for _, s := range m.swarm.streams {
@@ -418,8 +419,11 @@ func (c *Core) giveBack(m *member, g GiveBack) {
 	case ReasonRefused:
 		c.unable(m)
 	case ReasonUnreachable:
-		m.cool = c.now + c.cfg.Cool<<m.fails
-		m.fails = min(m.fails+1, 5)
+		// The origin; or the peer that it was to import a piece from.
+		if m.streams > 0 || sw.prober == m {
+			m.dry = c.now + c.cfg.Cool<<m.fails
+			m.fails = min(m.fails+1, 5)
+		}
 	case ReasonRateLimited:
 		if m.src != nil {
 			c.hold(m.src, g.RetryAfter)

@@ -27,22 +27,34 @@ func (c *Core) banned(id PeerID) bool {
 	return ch != nil && ch.banned > c.now
 }
 
-// report takes in an accusation. Whatever it says, the two are kept apart: if
-// it is a lie, that costs the liar a neighbour.
-func (c *Core) report(m *member, rep Report) {
+// report takes in an accusation. Whatever it says, two neighbours are kept
+// apart: if it is a lie, that costs the liar a neighbour. Who lied, and who found
+// it out, may have left the swarm since: wrong sums show by the digest of the
+// whole.
+func (c *Core) report(by *peer, rep Report) {
 	accused := c.peers[rep.Peer]
-	if accused == nil || accused == m.peer {
+	if accused == nil || accused == by {
 		return
 	}
-	a := accused.blobs[rep.Blob]
-	if a == nil || a.swarm != m.swarm {
-		return
+	m, a := by.blobs[rep.Blob], accused.blobs[rep.Blob]
+	if m != nil && a != nil && m.swarm == a.swarm {
+		c.estrange(m, a)
 	}
-	if len(m.shun) == maxShun {
-		m.shun = slices.Delete(m.shun, 0, 1)
+	if rep.Reason == ReasonLiar {
+		c.accuse(by.id, accused)
 	}
-	if !slices.Contains(m.shun, rep.Peer) {
-		m.shun = append(m.shun, rep.Peer)
+	if m != nil {
+		c.pump(m.swarm)
+	}
+}
+
+// estrange ends all that is between two members.
+func (c *Core) estrange(m, a *member) {
+	if !slices.Contains(m.shun, a.peer.id) {
+		if len(m.shun) == maxShun {
+			m.shun = slices.Delete(m.shun, 0, 1)
+		}
+		m.shun = append(m.shun, a.peer.id)
 	}
 	if l := m.ring.ledger; l != nil {
 		for i := len(l.imports) - 1; i >= 0; i-- {
@@ -55,10 +67,6 @@ func (c *Core) report(m *member, rep Report) {
 	c.unlink(m, a)
 	c.topUp(m)
 	c.topUp(a)
-	if rep.Reason == ReasonLiar {
-		c.accuse(m.peer.id, accused)
-	}
-	c.pump(m.swarm)
 }
 
 // accuse bans a peer that enough others call a liar.

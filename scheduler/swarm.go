@@ -52,7 +52,8 @@ type member struct {
 
 	want, complete, origin, reserved, gone bool
 
-	cool   time.Duration // no runs before this
+	cool   time.Duration // nothing is assigned to it, or from it, before this
+	dry    time.Duration // no run from the origin before this
 	missed time.Duration // of its last Missing that was heeded
 	links  []*member
 	shun   []PeerID // no links with these again
@@ -256,7 +257,7 @@ func (c *Core) pump(sw *swarm) {
 	if sw.wanters == 0 || sw.n == 0 {
 		return
 	}
-	if sw.seeds == 0 {
+	if !c.served(sw) {
 		c.pumpOrigin(sw)
 	}
 	for _, r := range sw.rings {
@@ -268,6 +269,22 @@ func (c *Core) pump(sw *swarm) {
 			c.unration(r)
 		}
 	}
+}
+
+// served reports whether there is a seed to bring pieces from. Those that
+// stalled lately are none: what says that it has the blob, and sends nothing,
+// must not keep the others from the origin.
+func (c *Core) served(sw *swarm) bool {
+	const look = 64 // seeds of a zone, so that it costs little where all stall
+	for _, r := range sw.rings {
+		seeds := r.roll[rollSeed]
+		for _, m := range seeds[:min(len(seeds), look)] {
+			if m.cool <= c.now {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // probe asks one member for the size, if it is not known and none is asked.

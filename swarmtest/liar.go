@@ -180,17 +180,9 @@ func (l *Liar) Addr() net.Addr { return l.listener.Addr() }
 // Name returns what schedulers and peers know the liar by.
 func (l *Liar) Name() string { return l.cfg.Name }
 
-// Ready returns a channel that is closed once a scheduler counts on the liar.
+// Ready returns a channel that is closed once the scheduler knows what the liar
+// says of itself. Of several it is the one that answers first.
 func (l *Liar) Ready() <-chan struct{} { return l.ready }
-
-func (l *Liar) takenIn() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.taken {
-		l.taken = true
-		close(l.ready)
-	}
-}
 
 // Lies returns how many blocks the liar was asked for, and lied about, so far.
 func (l *Liar) Lies() int64 { return l.told.Load() }

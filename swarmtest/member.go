@@ -38,13 +38,19 @@ func (t *talk) Reachable(yes bool) {
 		return
 	}
 	if t.cfg.Kind != WrongSums {
-		(*Liar)(t).takenIn() // it was heard with the inventory
+		t.send(scheduler.Join{Blob: t.mark(), Size: 1})
 	}
 	for _, b := range t.blobs {
 		if b.member != nil {
 			t.group.Go(func() error { return b.member.run(t.ctx) })
 		}
 	}
+}
+
+// mark is a blob of which the liar is a member to get an answer: what was
+// announced before has been heard then.
+func (t *talk) mark() scheduler.Digest {
+	return scheduler.Digest(digest.FromString("mark of " + t.cfg.Name))
 }
 
 // Rejoin says how things stand with a blob.
@@ -62,7 +68,7 @@ func (t *talk) Deliver(msg any) {
 	switch msg := msg.(type) {
 	case *scheduler.Swarm:
 		d = msg.Blob
-		(*Liar)(t).takenIn()
+		t.takenIn(d)
 	case *scheduler.Assign:
 		d = msg.Blob
 	case *scheduler.Revoke:
@@ -72,6 +78,25 @@ func (t *talk) Deliver(msg any) {
 	}
 	if b := t.blobs[peer.InfoHashOf(digest.Digest(d))]; b != nil && b.member != nil {
 		b.member.hear(msg)
+	}
+}
+
+// takenIn notes that the scheduler has answered.
+func (t *talk) takenIn(d scheduler.Digest) {
+	if d == t.mark() {
+		t.send(scheduler.Leave{Blob: d})
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.taken {
+		t.taken = true
+		close(t.ready)
+	}
+}
+
+func (t *talk) send(msg scheduler.In) {
+	if err := t.client.Send(t.ctx, msg); err != nil && t.ctx.Err() == nil {
+		t.log.Info("scheduler does not hear", "err", err)
 	}
 }
 
@@ -134,7 +159,7 @@ func (m *member) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m.send(ctx, m.join(false))
+	(*talk)(l).send(m.join(false))
 	tick := time.NewTicker(bringEvery)
 	defer tick.Stop()
 	for {
@@ -142,7 +167,7 @@ func (m *member) run(ctx context.Context) error {
 		case <-m.wake:
 			m.greet(ctx, swarm)
 		case <-tick.C:
-			m.bring(ctx, swarm)
+			m.bring(swarm)
 		case <-ctx.Done():
 			return nil
 		}
@@ -166,7 +191,7 @@ func (m *member) greet(ctx context.Context, swarm *peer.Swarm) {
 }
 
 // bring says that a piece has come.
-func (m *member) bring(ctx context.Context, swarm *peer.Swarm) {
+func (m *member) bring(swarm *peer.Swarm) {
 	m.mu.Lock()
 	i := firstOf(m.duty)
 	if i >= 0 {
@@ -180,7 +205,7 @@ func (m *member) bring(ctx context.Context, swarm *peer.Swarm) {
 	if err := swarm.Have(m.b.sums[i]); err != nil {
 		m.b.liar.log.Error("lie cannot be told", "piece", i, "err", err)
 	}
-	m.send(ctx, scheduler.Have{Blob: scheduler.Digest(m.b.Digest), Runs: []scheduler.Run{{First: i, Count: 1}}})
+	(*talk)(m.b.liar).send(scheduler.Have{Blob: scheduler.Digest(m.b.Digest), Runs: []scheduler.Run{{First: i, Count: 1}}})
 }
 
 // firstOf returns the least of a set, or -1.
@@ -191,10 +216,4 @@ func firstOf(s *piece.Set) int {
 		}
 	}
 	return -1
-}
-
-func (m *member) send(ctx context.Context, msg scheduler.In) {
-	if err := m.b.liar.client.Send(ctx, msg); err != nil && ctx.Err() == nil {
-		m.b.liar.log.Info("scheduler does not hear", "err", err)
-	}
 }

@@ -210,7 +210,7 @@ func (m *Member) schedule() {
 	}
 	now := time.Now()
 	for i, from := range m.imports {
-		if l := m.x.byID(from); l != nil && m.fl.plan.free(i) && l.has.Has(i) && l.said.Has(i) && !l.choked {
+		if l := m.x.byID(from); l != nil && m.fl.plan.free(i) && l.has.Has(i) && l.said.Has(i) && !l.choked && !now.Before(l.shunned) {
 			m.request(l, i, true)
 		}
 	}
@@ -315,6 +315,10 @@ func (m *Member) ended(d *download, err error) error {
 			// It lost the piece, or is about to go: not again at once.
 			l.shunned = later(l.shunned, now.Add(tickEvery))
 			m.x.recount(l)
+			if d.assigned && d.transfer == nil {
+				// It owes the piece from before, and would for long.
+				m.returnImport(d.piece, scheduler.ReasonStalled)
+			}
 		}
 	}
 	m.schedule()

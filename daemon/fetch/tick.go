@@ -165,7 +165,8 @@ func (m *Member) giveUp(l *link, now time.Time) {
 		if d.transfer != nil {
 			go d.transfer.Cancel() // takes the locks of the connection
 		}
-		if d.assigned {
+		// It may have been assigned after it was asked for.
+		if from, ok := m.imports[d.piece]; d.assigned || ok && from == l.ID() {
 			m.returnImport(d.piece, scheduler.ReasonStalled)
 		}
 		m.fl.fetcher.cfg.Logger.Debug("peer stalls", "digest", m.fl.digest, "peer", l.String(), "piece", d.piece)

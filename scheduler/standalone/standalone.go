@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shoalproject/shoal/mtls"
+	"github.com/shoalproject/shoal/scheduler"
 	"github.com/shoalproject/shoal/scheduler/server"
 	"github.com/shoalproject/shoal/scheduler/wire"
 )
@@ -60,6 +61,10 @@ func (s *Scheduler) Addr() net.Addr { return s.daemons.Addr() }
 
 // AdminAddr returns the address of the operator's endpoints.
 func (s *Scheduler) AdminAddr() net.Addr { return s.admin.Addr() }
+
+// Stats returns what the scheduler knows at the moment, or zeros when it has
+// stopped or ctx ends.
+func (s *Scheduler) Stats(ctx context.Context) scheduler.Stats { return s.server.Stats(ctx) }
 
 // Run serves until ctx is done, then tells the daemons to go elsewhere, waits
 // a few seconds at most for them to do so, and returns nil. It must be called

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
@@ -327,4 +328,12 @@ func FuzzDecodeOut(f *testing.F) {
 			t.Fatalf("the error %v names no field", err)
 		}
 	})
+}
+
+// A detail that is too long is not cut within a rune: it could not be sent.
+func TestLongDetail(t *testing.T) {
+	_, detail := reason(errors.New("x" + strings.Repeat("é", maxDetail)))
+	if !utf8.ValidString(detail) || len(detail) < maxDetail-1 || len(detail) > maxDetail {
+		t.Errorf("%d bytes, valid: %v", len(detail), utf8.ValidString(detail))
+	}
 }

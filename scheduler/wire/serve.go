@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -298,7 +299,8 @@ func reason(err error) (scheduler.Reason, string) {
 		why = r.Reason()
 	}
 	detail := err.Error()
-	return why, detail[:min(len(detail), maxDetail)]
+	// A rune cut in two could not be sent.
+	return why, strings.ToValidUTF8(detail[:min(len(detail), maxDetail)], "")
 }
 
 // toStatus is the error of a handler as gRPC's own clients read it.

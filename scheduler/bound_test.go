@@ -1,0 +1,50 @@
+package scheduler
+
+import "testing"
+
+// A message that names pieces again and again costs no more than one that names
+// each once.
+func TestPiecesNamedTwice(t *testing.T) {
+	const n = 16
+	sw := newSwarm("B", 1)
+	sw.setSize(size("16"))
+	runs := []Run{{-3, 5}, {n, 1}, {4, 0}}
+	for range 1000 {
+		runs = append(runs, Run{0, n + 1})
+	}
+	sum := 0
+	for run := range sw.clipped(runs) {
+		if run.First < 0 || run.Count < 1 || run.End() > n {
+			t.Errorf("run %v of %d pieces", run, n)
+		}
+		sum += run.Count
+	}
+	if sum != n {
+		t.Errorf("%d pieces of %d", sum, n)
+	}
+}
+
+// Who comes and goes with pieces that another zone has no use for leaves nothing
+// behind there.
+func TestComeAndGo(t *testing.T) {
+	const n = 40
+	c := New(DefaultConfig())
+	blob := Holding{"B", size("40")}
+	c.Step(0, "seed", Hello{Addr: "s:1", Zone: "east", Inventory: []Holding{blob}})
+	for _, id := range []PeerID{"a", "b"} {
+		c.Step(0, id, Hello{Addr: "a:1", Zone: "east"})
+		c.Step(0, id, Join{Blob: blob.Blob, Size: blob.Size})
+	}
+	c.Step(0, "west", Hello{Addr: "w:1", Zone: "west"})
+	for range 10 {
+		c.Step(0, "west", Join{Blob: blob.Blob, Size: blob.Size, Have: []byte{255, 255, 255, 255, 255}})
+		c.Step(0, "west", Leave{Blob: blob.Blob})
+	}
+	l := c.blobs[blob.Blob][0].rings[0].ledger
+	if l == nil || l.free == 0 {
+		t.Fatal("nothing is to be dealt out")
+	}
+	if len(l.queue) > n {
+		t.Errorf("%d entries for %d pieces", len(l.queue), n)
+	}
+}
