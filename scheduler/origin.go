@@ -294,6 +294,9 @@ func (c *Core) brought(m *member, p int) {
 			s.next++
 		}
 		if s.left() == 0 {
+			if c.now >= s.opened+laggardAfter {
+				sw.usual = s.rate(c.now)
+			}
 			c.dropStream(sw, i)
 		}
 		return
@@ -358,12 +361,16 @@ func (c *Core) tickStreams(sw *swarm) {
 	c.measure(sw)
 }
 
-// laggard reports whether a stream is slower than half the mean of the others.
+// laggard reports whether a stream is slower than half the mean of the others
+// and of the one that was done last: at the end there may be no others.
 func (c *Core) laggard(sw *swarm, s *stream) bool {
-	if c.now < s.opened+laggardAfter || len(sw.streams) < 2 || s.renewed == 0 || s.m.cool > c.now {
+	if c.now < s.opened+laggardAfter || s.renewed == 0 || s.m.cool > c.now {
 		return false
 	}
-	others, n := 0.0, 0
+	others, n := sw.usual, 0
+	if sw.usual > 0 {
+		n++
+	}
 	for _, o := range sw.streams {
 		if o != s && c.now >= o.opened+laggardAfter {
 			others += o.rate(c.now)

@@ -26,6 +26,7 @@ type swarm struct {
 	from int        // no piece before this one is open
 
 	streams []*stream
+	usual   float64       // pieces per second of the stream that was done last
 	turn    int           // of the rings that bring pieces from the origin
 	settled time.Duration // no piece leaves the origin before this
 	pace    pace

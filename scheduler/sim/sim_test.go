@@ -33,8 +33,8 @@ var scenarios = []struct {
 	seeds int
 	long  bool
 }{
-	{"cold16", 16, nil, bound{last: 1.1, origin: 1.001, requests: 4}, 30, false},
-	{"cold100", 100, nil, bound{last: 1.15, origin: 1.001, requests: 4}, 10, false},
+	{"cold16", 16, nil, bound{last: 1.1, origin: 1.001, requests: 7}, 30, false},
+	{"cold100", 100, nil, bound{last: 1.15, origin: 1.001, requests: 7}, 10, false},
 	{"small16", 16, func(c *Config) { c.Size = 512 << 10 }, bound{origin: 1.001, requests: 1}, 20, false},
 	{"seed16", 16, func(c *Config) { c.Seeds, c.NoOrigin = 1, true }, bound{last: 1.15, seed: 1.15}, 20, false},
 	{"seeds100", 100, func(c *Config) { c.Seeds, c.NoOrigin = 4, true }, bound{last: 1.2}, 5, false},
