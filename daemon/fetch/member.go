@@ -414,7 +414,9 @@ func (m *Member) clip(r scheduler.Run) (first, end int) {
 
 func (m *Member) assigned(a *scheduler.Assign) {
 	first, end := m.clip(a.Run)
-	m.progress = time.Now() // somebody is taking care
+	if a.From.Peer == "" {
+		m.progress = time.Now() // what a peer is to bring counts when it comes
+	}
 	for i := first; i < end; i++ {
 		m.mine.Add(i)
 		switch {

@@ -34,8 +34,10 @@ const (
 	helpAfter    = 4 * time.Second
 	helpAlone    = 1500 * time.Millisecond
 	// rescueBytes is how much a member fetches at once for which it has no
-	// assignment: others may do the same.
+	// assignment, and rescueShare what part of the blob, if that is less:
+	// others do the same, and it is to learn what they brought.
 	rescueBytes = 8 << 20
+	rescueShare = 16
 	// retryOrigin is how long sources that failed are left alone.
 	retryOrigin = 2 * time.Second
 )
@@ -325,7 +327,7 @@ func (m *Member) goToOrigin(now time.Time) {
 	if first < 0 {
 		return
 	}
-	most := max(int(rescueBytes/fl.plan.layout.Length()), 1)
+	most := max(int(min(rescueBytes, fl.size/rescueShare)/fl.plan.layout.Length()), 1)
 	end := first + 1
 	for end < m.x.n && end-first < most && free(end) && m.x.holders[end] == m.x.holders[first] {
 		end++

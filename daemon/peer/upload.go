@@ -87,11 +87,12 @@ func (c *Conn) cancelled(b block) {
 func (c *Conn) uninterested() {
 	c.e.slots.unline(c)
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.choking {
 		c.choking = false
 		c.put(pp.Message{Type: pp.Unchoke})
 	}
+	c.mu.Unlock()
+	c.drained() // a slot that was kept for it is another's at once
 }
 
 // granted tells the peer that it has a slot. It loses it again if it does not

@@ -1,5 +1,3 @@
-//go:build swarm
-
 package e2e
 
 import (
