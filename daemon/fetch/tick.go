@@ -18,6 +18,11 @@ const (
 	// moreDownloads is how many more it may be while the node's link is not
 	// busy: then the transfers are held back at their other ends.
 	moreDownloads = 2
+	// besideOrigin is how many neighbours send at once to a node that fetches
+	// from the origin. The scheduler has three fetch at once, so that each has to give
+	// the origin a third of its link: with six neighbours sending it got a
+	// seventh, the origin's link stood idle by a fifth, and all waited for it.
+	besideOrigin = 2
 	// stallAfter is how long a source may bring next to nothing, before its
 	// pieces are asked of another; stallBytes is next to nothing.
 	stallAfter = time.Second
@@ -42,16 +47,20 @@ const (
 	retryOrigin = 2 * time.Second
 )
 
-// pace says how many pieces are asked for at once.
+// pace says how many peers are to send at once.
 type pace struct {
 	limit int
-	bytes int64 // that came from peers, at
+	least int   // 0 at first
+	bytes int64 // that came, at
 	at    time.Time
 	best  float64 // bytes per second, fading
 }
 
 // adapt looks at what came since the last time, and makes the limit fit.
-func (p *pace) adapt(now time.Time, bytes int64) {
+func (p *pace) adapt(now time.Time, bytes int64, least int) {
+	if p.least != least {
+		p.least, p.limit = least, least
+	}
 	if p.at.IsZero() {
 		p.at, p.bytes = now, bytes
 		return
@@ -67,7 +76,7 @@ func (p *pace) adapt(now time.Time, bytes int64) {
 	case rate < 0.75*p.best:
 		p.limit = min(p.limit+1, downloads+moreDownloads)
 	case rate > 0.9*p.best:
-		p.limit = max(p.limit-1, downloads)
+		p.limit = max(p.limit-1, least)
 	}
 }
 
@@ -120,14 +129,25 @@ func (m *Member) tick(now time.Time) error {
 			m.dial(n, now)
 		}
 	}
-	m.pace.adapt(now, m.received())
+	least := downloads
+	if m.fetching() {
+		least = besideOrigin
+	}
+	m.pace.adapt(now, m.fl.swarmBytes+m.fetched, least)
 	m.renew(now)
 	m.schedule()
 	return m.help(now)
 }
 
-// received returns how many bytes came from peers so far.
-func (m *Member) received() int64 { return m.fl.swarmBytes }
+// fetching reports whether a run is coming from the origin.
+func (m *Member) fetching() bool {
+	for _, r := range m.fl.plan.runs {
+		if !r.recheck {
+			return true
+		}
+	}
+	return false
+}
 
 // findStalled takes pieces from peers that bring next to nothing. Of what is
 // asked of one peer only the first moves, so peers are judged, not pieces.

@@ -66,17 +66,7 @@ func lowWater(nc net.Conn, n int) {
 // By itself a socket takes megabytes, and HAVE would wait behind them.
 const unsent = 512 << 10
 
-// congestion is the congestion control of connections between peers, whatever
-// the machine's is. How many share a link changes with every piece, and BBR,
-// which paces by what it measured over its last round trips, is slow to find out
-// that a link has become free. With 16 nodes at 100 Mbit/s and 256 MiB the last
-// node was done at 1.46 times the ideal with BBR, at 1.42 with this, and used a
-// fifteenth less CPU.
-const congestion = "cubic"
-
-// tune bounds what piles up in the socket, and has it take what is free. It is
-// no harm where it fails: without CAP_NET_ADMIN the kernel allows what
-// net.ipv4.tcp_allowed_congestion_control has.
+// tune bounds what piles up in the socket. It is no harm where it fails.
 func tune(nc net.Conn) {
 	tcp, ok := nc.(*net.TCPConn)
 	if !ok {
@@ -88,6 +78,5 @@ func tune(nc net.Conn) {
 	}
 	_ = raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent)
-		_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, congestion)
 	})
 }
