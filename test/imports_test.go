@@ -16,6 +16,7 @@ var may = map[string][]string{
 	"piece":    nil,
 	"registry": nil,
 	"mtls":     nil,
+	"runtimes": nil,
 
 	"mtls/mtlstest": nil,
 
@@ -45,7 +46,7 @@ var may = map[string][]string{
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},
 	"demo":           {"registry", "registry/registrytest"},
-	"cmd/shoal":      {"daemon", "demo", "scheduler/standalone", "swarmtest"},
+	"cmd/shoal":      {"daemon", "demo", "registry", "runtimes", "scheduler/standalone", "swarmtest"},
 	"test":           nil,
 }
 
