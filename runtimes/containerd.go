@@ -309,7 +309,7 @@ func (c *containerdConfig) describe(p *Plan) {
 	if n := len(c.files) - 1; n > 0 {
 		imports = ", which imports " + plural(n, "file")
 	}
-	p.found("containerd%s with %s (version %d)%s", release, c.main, c.version, imports)
+	p.found("containerd%s with %s (version %d)%s", release, c.main, max(c.version, 1), imports)
 }
 
 // planConfigPath sets config_path to the first of the roots.

@@ -53,7 +53,7 @@ func planCRIO(tree Tree, o Options, p *Plan) error {
 		maps.Copy(entries, found)
 	}
 	p.found("%s with %s", main, plural(len(dropIns), "drop-in"))
-	c := Change{Path: own, What: fmt.Sprintf("asks the mirror first for %s", plural(len(o.Registries), "registry name")),
+	c := Change{Path: own, What: fmt.Sprintf("asks the mirror first for %s", plural(len(o.Registries), "registry")),
 		Restart: isDir(tree, "/etc/crio")}
 	if c.Before, err = read(tree, own); err != nil {
 		return err

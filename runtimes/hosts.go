@@ -252,8 +252,11 @@ func planHostsFile(tree Tree, o Options, file string) (Change, error) {
 		return Change{}, err
 	}
 	c.What = "asks the mirror first"
-	if others > 0 {
-		c.What += fmt.Sprintf(", then the %s it had", plural(others, "host"))
+	switch {
+	case others == 1:
+		c.What += ", then the host it had"
+	case others > 1:
+		c.What += fmt.Sprintf(", then the %d hosts it had", others)
 	}
 	return c, nil
 }
@@ -261,6 +264,9 @@ func planHostsFile(tree Tree, o Options, file string) (Change, error) {
 func plural(n int, word string) string {
 	if n == 1 {
 		return "1 " + word
+	}
+	if stem, ok := strings.CutSuffix(word, "y"); ok {
+		return fmt.Sprintf("%d %sies", n, stem)
 	}
 	return fmt.Sprintf("%d %ss", n, word)
 }

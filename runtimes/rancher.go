@@ -31,7 +31,7 @@ func planRancher(name string) func(Tree, Options, *Plan) error {
 		}
 		c := Change{Path: file, Before: before, After: before, Restart: true, What: "puts the mirror first in mirrors"}
 		if len(bytes.TrimSpace(before)) == 0 {
-			c.After = append(slices.Clone(before), "# Written by \"shoal containerd install\".\n"...)
+			c.After = append(slices.Clone(before), ownFile...)
 		}
 		done := map[string]bool{}
 		for _, registry := range o.Registries {
@@ -76,14 +76,14 @@ func withEndpoint(raw []byte, registry, mirror string) (_ []byte, entry string, 
 		entry = "*"
 	}
 	item := fmt.Sprintf("- %q\n", mirror)
-	block := func(indent, step string) string {
-		return fmt.Sprintf("%s%q:\n%s%sendpoint:\n%[1]s%[3]s%[3]s%s", indent, entry, indent, step, item)
+	block := func(indent string) string {
+		return indent + fmt.Sprintf("%q:\n", entry) + indent + "  endpoint:\n" + indent + "    " + item
 	}
 	var at int
 	var text string
 	switch endpoints := yamlValue(yamlValue(mirrors, entry), "endpoint"); {
 	case mirrors == nil:
-		at, text = len(raw), "mirrors:\n"+block("  ", "  ")
+		at, text = len(raw), "mirrors:\n"+block("  ")
 		if at > 0 && raw[at-1] != '\n' {
 			text = "\n" + text
 		}
@@ -91,7 +91,7 @@ func withEndpoint(raw []byte, registry, mirror string) (_ []byte, entry string, 
 		return nil, "", errors.New("want a mapping with a line for each key")
 	case yamlValue(mirrors, entry) == nil:
 		first := mirrors.Content[0]
-		at, text = lineStart(raw, first.Line), block(strings.Repeat(" ", first.Column-1), "  ")
+		at, text = lineStart(raw, first.Line), block(strings.Repeat(" ", first.Column-1))
 	case endpoints == nil:
 		key, value := yamlPair(mirrors, entry)
 		if value.Tag != "!!null" && (value.Kind != yaml.MappingNode || value.Style == yaml.FlowStyle) {
