@@ -27,32 +27,17 @@ func planCRIO(tree Tree, o Options, p *Plan) error {
 	if err != nil {
 		return err
 	}
-	main := registriesConf
-	if o.Config != "" {
-		main = o.Config
-	}
-	own := path.Join(path.Dir(main), "registries.conf.d", path.Base(registriesOwn))
-	dropIns, err := glob(tree, path.Join(path.Dir(own), "*.conf"))
+	main, own := crioFiles(o)
+	entries, files, err := allRegistryEntries(tree, o, own)
 	if err != nil {
 		return err
 	}
-	entries := map[string]map[string]any{}
-	for _, file := range append([]string{main}, dropIns...) {
-		if file == own {
-			continue
+	for name, file := range files {
+		if file > own && file != main && slices.Contains(o.Registries, name) {
+			p.warn("%s comes later and says what holds for %s: put the mirror there", file, name)
 		}
-		found, err := registryEntries(tree, file)
-		if err != nil {
-			return err
-		}
-		for name := range found {
-			if file > own && file != main && slices.Contains(o.Registries, name) {
-				p.warn("%s comes later and says what holds for %s: put the mirror there", file, name)
-			}
-		}
-		maps.Copy(entries, found)
 	}
-	p.found("%s with %s", main, plural(len(dropIns), "drop-in"))
+	p.found("%s with its drop-ins", main)
 	c := Change{Path: own, What: fmt.Sprintf("asks the mirror first for %s", plural(len(o.Registries), "registry")),
 		Restart: isDir(tree, "/etc/crio")}
 	if c.Before, err = read(tree, own); err != nil {
@@ -67,6 +52,39 @@ func planCRIO(tree Tree, o Options, p *Plan) error {
 	}
 	p.change(c)
 	return nil
+}
+
+// crioFiles returns the main file and the drop-in that is ours.
+func crioFiles(o Options) (main, own string) {
+	main = registriesConf
+	if o.Config != "" {
+		main = o.Config
+	}
+	return main, path.Join(path.Dir(main), "registries.conf.d", path.Base(registriesOwn))
+}
+
+// allRegistryEntries returns the entries in force by their prefix, and the
+// file that each is from, as if the file without did not exist.
+func allRegistryEntries(tree Tree, o Options, without string) (entries map[string]map[string]any, files map[string]string, err error) {
+	main, own := crioFiles(o)
+	dropIns, err := glob(tree, path.Join(path.Dir(own), "*.conf"))
+	if err != nil {
+		return nil, nil, err
+	}
+	entries, files = map[string]map[string]any{}, map[string]string{}
+	for _, file := range append([]string{main}, dropIns...) {
+		if file == without {
+			continue
+		}
+		found, err := registryEntries(tree, file)
+		if err != nil {
+			return nil, nil, err
+		}
+		for name, e := range found {
+			entries[name], files[name] = e, file
+		}
+	}
+	return entries, files, nil
 }
 
 // registryEntries returns the [[registry]] tables of a file by their prefix.

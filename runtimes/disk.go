@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 )
@@ -69,6 +70,19 @@ func (d Disk) Has(file string) bool {
 	}
 	_, err = os.Stat(real)
 	return err == nil
+}
+
+// Changed returns when a file was written last, zero if there is none.
+func (d Disk) Changed(file string) time.Time {
+	real, err := d.real(file)
+	if err != nil {
+		return time.Time{}
+	}
+	info, err := os.Stat(real)
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
 }
 
 // containerdBinaries are looked at in this order.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/aymanbagabas/go-udiff"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/shoalproject/shoal/registry"
 	"github.com/shoalproject/shoal/runtimes"
@@ -26,7 +27,7 @@ help. Besides containerd: k3s, RKE2, CRI-O and podman, Docker, BuildKit.`,
 		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newInstallCommand(), newUninstallCommand())
+	cmd.AddCommand(newInstallCommand(), newUninstallCommand(), newDoctorCommand())
 	return cmd
 }
 
@@ -37,11 +38,15 @@ type node struct {
 	restart       bool
 }
 
-func (n *node) addFlags(cmd *cobra.Command) {
-	f := cmd.Flags()
+// addPlace adds the flags that say where to look.
+func (n *node) addPlace(f *pflag.FlagSet) {
 	f.SortFlags = false
 	f.StringVar(&n.runtime, "runtime", "auto", "`NAME` of the runtime: "+strings.Join(runtimes.Names(), ", ")+", or auto for the first of these that is found")
 	f.StringVar(&n.root, "root", "/", "`DIRECTORY` where the node's file system is")
+}
+
+func (n *node) addFlags(f *pflag.FlagSet) {
+	n.addPlace(f)
 	f.BoolVar(&n.dryRun, "dry-run", false, "change nothing, and print what would change as a diff")
 	f.BoolVar(&n.restart, "restart", false, "restart the runtime if that is needed; containers keep running")
 }
@@ -102,7 +107,7 @@ Every flag can also be set by an environment variable (--mirror is SHOAL_MIRROR)
 	f := cmd.Flags()
 	f.StringVar(&o.Mirror, "mirror", o.Mirror, "`URL` of the mirror: the daemon's --listen")
 	f.StringArrayVar(&o.Registries, "registry", o.Registries, "`HOST` of a registry to ask the mirror for, as the daemon's --registry; _default is every one without settings of its own; repeatable")
-	n.addFlags(cmd)
+	n.addFlags(cmd.Flags())
 	f.StringVar(&o.Config, "runtime-config", "", "`FILE` that is the runtime's main configuration, if it is at none of the usual places")
 	return cmd
 }
@@ -120,16 +125,12 @@ func registryHost(s string) (string, error) {
 
 func (n *node) install(ctx context.Context, w io.Writer, o runtimes.Options) error {
 	disk := runtimes.Disk{Root: n.root}
-	name := n.runtime
-	if name == "auto" {
-		found := runtimes.Detect(disk.Has)
-		if len(found) == 0 {
-			return fmt.Errorf("no container runtime is found in %s: name it with --runtime", n.root)
-		}
-		name = found[0]
-		if len(found) > 1 {
-			defer say(w, "note", "also here: %s; each is installed by its own --runtime", strings.Join(found[1:], ", "))
-		}
+	name, others, err := n.choose(disk)
+	if err != nil {
+		return err
+	}
+	if len(others) > 0 {
+		defer say(w, "note", "also here: %s; each is installed by its own --runtime", strings.Join(others, ", "))
 	}
 	o.Release = n.release(ctx, disk)
 	state, err := disk.State(name)
@@ -174,6 +175,18 @@ func (n *node) install(ctx context.Context, w io.Writer, o runtimes.Options) err
 	return n.finish(ctx, w, steps, plan.Restart)
 }
 
+// choose returns the runtime that is meant, and which others there are.
+func (n *node) choose(disk runtimes.Disk) (name string, others []string, err error) {
+	if n.runtime != "auto" {
+		return n.runtime, nil, nil
+	}
+	found := runtimes.Detect(disk.Has)
+	if len(found) == 0 {
+		return "", nil, fmt.Errorf("no container runtime is found in %s: name it with --runtime", n.root)
+	}
+	return found[0], found[1:], nil
+}
+
 // release returns the release of the node's containerd. A binary that does not
 // say it in a way that can be read is only run where it is this machine's.
 func (n *node) release(ctx context.Context, disk runtimes.Disk) runtimes.Release {
@@ -204,7 +217,7 @@ is taken out.`,
 			return n.uninstall(cmd.Context(), cmd.OutOrStdout())
 		},
 	}
-	n.addFlags(cmd)
+	n.addFlags(cmd.Flags())
 	return cmd
 }
 
