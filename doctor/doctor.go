@@ -42,8 +42,10 @@ type Config struct {
 	Tree    runtimes.Tree
 	Runtime string
 	// Options are as for an install. With an empty Mirror it is the one at
-	// which the daemon listens, without Registries those that are configured.
-	Options runtimes.Options
+	// which the daemon listens, or else Installed, or else DefaultMirror;
+	// without Registries those that are configured.
+	Options   runtimes.Options
+	Installed string
 	// Admin is the daemon's --admin-listen, HOST:PORT.
 	Admin string
 	// Image is pulled in part through the mirror. Empty: one that everybody

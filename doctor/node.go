@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -82,9 +83,7 @@ func dialable(listen string) string {
 // configuration looks at the runtime, and returns the registries for which it
 // asks the mirror.
 func (e *examination) configuration() []string {
-	if e.Options.Mirror == "" {
-		e.Options.Mirror = DefaultMirror
-	}
+	e.Options.Mirror = cmp.Or(e.Options.Mirror, e.Installed, DefaultMirror)
 	in := runtimes.Inspect(e.Tree, e.Runtime, e.Options)
 	for _, f := range in.Findings {
 		status := OK

@@ -20,9 +20,9 @@ import (
 	"github.com/shoalproject/shoal/mtls"
 )
 
-// expiresSoon is how long before its end a certificate should have been
-// renewed, where machines do that every few weeks.
-const expiresSoon = 72 * time.Hour
+// A certificate with less than expiresSoon and less than a fifth of its life
+// left should have been renewed: issuers do it with a third left.
+const expiresSoon = 7 * 24 * time.Hour
 
 // certificate looks at what the node proves itself with.
 func (e *examination) certificate() {
@@ -39,8 +39,13 @@ func (e *examination) certificate() {
 		e.add(Trap, name, remedy, "others do not take it: "+err.Error())
 		return
 	}
-	left := id.Expires().Sub(e.Now())
-	if left < expiresSoon {
+	pair, err := tls.LoadX509KeyPair(e.node.TLS.Cert, e.node.TLS.Key)
+	if err != nil {
+		e.add(Trap, name, "issue it anew, as in docs/operations.md", err.Error())
+		return
+	}
+	left := pair.Leaf.NotAfter.Sub(e.Now())
+	if left < expiresSoon && left < pair.Leaf.NotAfter.Sub(pair.Leaf.NotBefore)/5 {
 		e.add(Trap, name, "renew it: the daemon takes a new one without a restart",
 			fmt.Sprintf("%s expires in %s, on %s", e.node.TLS.Cert, left.Round(time.Minute), id.Expires().Format(time.RFC3339)))
 		return
@@ -146,8 +151,6 @@ func askScheduler(ctx context.Context, to target, creds *tls.Config) (remedy str
 	switch {
 	case err != nil && creds == nil && speaksTLS(ctx, to.addr):
 		return "give the daemon --tls-cert, --tls-key and --tls-ca", errors.New("TLS mismatch: it wants TLS, and the daemon has none")
-	case err != nil && strings.Contains(err.Error(), "tls: "):
-		return "give both certificates of the same CA", fmt.Errorf("TLS mismatch: it does not take this node's certificate: %w", err)
 	case err != nil:
 		return "name the scheduler's --listen with --scheduler", fmt.Errorf("what answers is no scheduler: %w", err)
 	case answer.Status != healthpb.HealthCheckResponse_SERVING:
@@ -165,7 +168,14 @@ func handshake(ctx context.Context, to target, creds *tls.Config) (remedy string
 	defer cancel()
 	conn, err := (&tls.Dialer{Config: creds}).DialContext(ctx, "tcp", to.addr)
 	if err == nil {
-		return "", conn.Close()
+		defer conn.Close()
+		// In TLS 1.3 the other end says only afterwards whether it takes our
+		// certificate; one that does begins to speak HTTP/2.
+		_ = conn.SetReadDeadline(time.Now().Add(dialTimeout))
+		if _, err := conn.Read(make([]byte, 1)); err != nil {
+			return "give both certificates of the same CA", fmt.Errorf("TLS mismatch: it does not take this node's certificate: %w", err)
+		}
+		return "", nil
 	}
 	var (
 		record  tls.RecordHeaderError

@@ -42,9 +42,18 @@ const (
 	checkConfig = "configuration"
 	checkPath   = "config_path"
 	checkHosts  = "hosts.toml"
-
-	remedyInstall = `run "shoal containerd install"`
 )
+
+// usualMirror is what an install names when it is told nothing.
+const usualMirror = "http://127.0.0.1:4400"
+
+// installing is the remedy that a command is.
+func (o Options) installing(flags ...string) string {
+	if o.Mirror != usualMirror {
+		flags = append(flags, "--mirror "+o.Mirror)
+	}
+	return fmt.Sprintf("run %q", strings.Join(append([]string{"shoal containerd install"}, flags...), " "))
+}
 
 // Inspect says whether a runtime asks the mirror, and why not. Without
 // registries in the options, those are looked at for which it does.
@@ -79,7 +88,7 @@ func inspectPlanned(tree Tree, runtime string, o Options, in *Inspection) {
 	case err != nil:
 		in.trap(checkConfig, "see the file named", "%v", err)
 	case len(p.Changes) > 0:
-		in.trap(checkConfig, remedyInstall+" --runtime "+runtime, "%s does not name the mirror %s", p.Changes[0].Path, o.Mirror)
+		in.trap(checkConfig, o.installing("--runtime "+runtime), "%s does not name the mirror %s", p.Changes[0].Path, o.Mirror)
 	default:
 		in.ok(checkConfig, "%s: it names the mirror", p.Found[0])
 	}
@@ -105,11 +114,11 @@ func inspectCRIO(tree Tree, o Options, in *Inspection) {
 	slices.Sort(in.Registries)
 	for _, r := range o.Registries {
 		if !slices.Contains(in.Registries, r) {
-			in.trap(checkConfig, remedyInstall+" --runtime crio --registry "+r, "the registries.conf in force does not name the mirror %s for %s", o.Mirror, r)
+			in.trap(checkConfig, o.installing("--runtime crio", "--registry "+r), "the registries.conf in force does not name the mirror %s for %s", o.Mirror, r)
 		}
 	}
 	if len(in.Registries) == 0 {
-		in.trap(checkConfig, remedyInstall+" --runtime crio", "no registries.conf names the mirror %s", o.Mirror)
+		in.trap(checkConfig, o.installing("--runtime crio"), "no registries.conf names the mirror %s", o.Mirror)
 		return
 	}
 	in.ok(checkConfig, "registries.conf names the mirror for %s", strings.Join(in.Registries, ", "))
@@ -140,10 +149,10 @@ func inspectContainerd(tree Tree, main string, o Options, in *Inspection) {
 		c.inspectMirrors(tree, o, in)
 		return
 	case len(now.roots) == 0:
-		in.trap(checkPath, remedyInstall+", then restart containerd", "config_path is empty in %s: containerd reads no hosts.toml", main)
+		in.trap(checkPath, o.installing()+", then restart containerd", "config_path is empty in %s: containerd reads no hosts.toml", main)
 		return
 	case now.ignored:
-		in.trap(checkPath, remedyInstall+", then restart containerd",
+		in.trap(checkPath, o.installing()+", then restart containerd",
 			"config_path is a list, %s: containerd %s silently ignores that, and with it every mirror", strings.Join(now.roots, ":"), c.release)
 		return
 	default:
@@ -167,7 +176,7 @@ func (c *containerdConfig) inspectMirrors(tree Tree, o Options, in *Inspection) 
 	slices.Sort(in.Registries)
 	for _, r := range o.Registries {
 		if !slices.Contains(in.Registries, r) && !slices.Contains(in.Registries, Everything) {
-			in.trap(checkPath, remedyInstall+" --registry "+r, "registry.mirrors is set and has no endpoint %s for %s", o.Mirror, r)
+			in.trap(checkPath, o.installing("--registry "+r), "registry.mirrors is set and has no endpoint %s for %s", o.Mirror, r)
 		}
 	}
 	if len(in.Registries) > 0 {
@@ -178,7 +187,7 @@ func (c *containerdConfig) inspectMirrors(tree Tree, o Options, in *Inspection) 
 	if named := naming(tree, usualRoots, o.Mirror); len(named) > 0 {
 		ignored = ", and the hosts.toml below " + named[0].root + " are not read"
 	}
-	in.trap(checkPath, remedyInstall+", which puts the mirror into registry.mirrors, then restart containerd",
+	in.trap(checkPath, o.installing()+", which puts the mirror into registry.mirrors, then restart containerd",
 		"registry.mirrors is in the way: it does not name the mirror%s", ignored)
 }
 
@@ -256,7 +265,7 @@ func inspectHosts(tree Tree, roots []string, o Options, in *Inspection) {
 	for _, r := range o.Registries {
 		file := hostsPath(tree, roots, r)
 		if i := slices.IndexFunc(all, func(n named) bool { return n.file == file }); broken[file] == nil && (i < 0 || all[i].index(o.Mirror) < 0) {
-			in.trap(checkHosts, remedyInstall+" --registry "+r, "%s, which holds for %s, does not name the mirror %s", file, r, o.Mirror)
+			in.trap(checkHosts, o.installing("--registry "+r), "%s, which holds for %s, does not name the mirror %s", file, r, o.Mirror)
 		}
 	}
 	if !slices.ContainsFunc(in.Findings, func(f Finding) bool { return f.Trap }) {
@@ -269,7 +278,7 @@ func inspectUnnamed(tree Tree, all []named, roots []string, o Options, in *Inspe
 	for _, n := range all {
 		for _, h := range n.hosts {
 			if u, err := url.Parse(h.url); err == nil && u.Scheme == "http" && isLoopback(u.Hostname()) {
-				in.trap(checkHosts, remedyInstall+", with --mirror if the daemon listens elsewhere",
+				in.trap(checkHosts, o.installing(),
 					"%s names %s, and the mirror is %s: a wrong port or address", n.file, h.url, o.Mirror)
 				return
 			}
@@ -277,11 +286,11 @@ func inspectUnnamed(tree Tree, all []named, roots []string, o Options, in *Inspe
 	}
 	elsewhere := naming(tree, slices.DeleteFunc(slices.Clone(usualRoots), func(r string) bool { return slices.Contains(roots, r) }), o.Mirror)
 	if len(elsewhere) > 0 {
-		in.trap(checkPath, remedyInstall, "config_path is %s, and the hosts.toml that name the mirror are elsewhere, below %s",
+		in.trap(checkPath, o.installing(), "config_path is %s, and the hosts.toml that name the mirror are elsewhere, below %s",
 			strings.Join(roots, ":"), elsewhere[0].root)
 		return
 	}
-	in.trap(checkHosts, remedyInstall, "no hosts.toml below %s names the mirror %s", strings.Join(roots, ":"), o.Mirror)
+	in.trap(checkHosts, o.installing(), "no hosts.toml below %s names the mirror %s", strings.Join(roots, ":"), o.Mirror)
 }
 
 func isLoopback(host string) bool {

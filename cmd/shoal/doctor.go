@@ -68,6 +68,11 @@ func (n *node) examine(ctx context.Context, w io.Writer, cfg doctor.Config, outp
 	}
 	cfg.Tree, cfg.Runtime = disk, name
 	cfg.Options.Release = n.release(ctx, disk)
+	state, err := disk.State(name)
+	if err != nil {
+		return err
+	}
+	cfg.Installed = state.Mirror
 	if n.root == "/" {
 		cfg.Started, cfg.Changed = runtimes.Started(name), disk.Changed
 	}

@@ -96,6 +96,9 @@ func layNode(t *testing.T, fixture string, release Release) *fsNode {
 			t.Fatal(err)
 		}
 	}
+	if release.Find == nil {
+		return n
+	}
 	// The command reads from the program which release it is.
 	if _, err := n.Run("cp", "--reflink=auto", filepath.Join(release.Find(t), "containerd"), filepath.Join(n.root, "usr/bin/")); err != nil {
 		t.Fatal(err)
