@@ -37,9 +37,16 @@ func (e *examination) do(req *http.Request) (*http.Response, []byte, error) {
 	return resp, body, err
 }
 
+// getSoon is get for what a process answers by itself, at once.
+func (e *examination) getSoon(ctx context.Context, url string) (*http.Response, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	return e.get(ctx, url)
+}
+
 // askDaemon finds out how the daemon is set up.
 func (e *examination) askDaemon(ctx context.Context) {
-	resp, body, err := e.get(ctx, "http://"+e.Admin+"/readyz")
+	resp, body, err := e.getSoon(ctx, "http://"+e.Admin+"/readyz")
 	if err != nil {
 		e.add(Trap, "daemon", `start it: "shoal daemon", or name its --admin-listen with --admin`,
 			fmt.Sprintf("nothing answers at its admin address %s: %v", e.Admin, cause(err)))
@@ -50,7 +57,7 @@ func (e *examination) askDaemon(ctx context.Context) {
 		e.add(Trap, "daemon", "name the daemon's --admin-listen with --admin", fmt.Sprintf("what answers at %s is no shoal daemon", e.Admin))
 		return
 	}
-	if resp, body, err = e.get(ctx, "http://"+e.Admin+nodeinfo.Path); err == nil && resp.StatusCode == http.StatusOK {
+	if resp, body, err = e.getSoon(ctx, "http://"+e.Admin+nodeinfo.Path); err == nil && resp.StatusCode == http.StatusOK {
 		var n nodeinfo.Node
 		if json.Unmarshal(body, &n) == nil {
 			e.node = &n
@@ -117,7 +124,7 @@ func (e *examination) mirror(ctx context.Context) bool {
 	if e.node != nil && !sameListener(u.Host, e.node.Mirror) {
 		wrong = "the daemon listens at " + e.node.Mirror
 	}
-	resp, body, err := e.get(ctx, e.Options.Mirror+"/v2/")
+	resp, body, err := e.getSoon(ctx, e.Options.Mirror+"/v2/")
 	switch {
 	case err != nil && wrong != "":
 		e.add(Trap, name, `run "shoal containerd install --mirror http://`+dialable(e.node.Mirror)+`", or set the daemon's --listen`,

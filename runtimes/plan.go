@@ -127,7 +127,7 @@ func Detect(has Has) []string {
 // mirror first for each of the registries, and goes on as before when that
 // cannot help. Nothing is changed yet.
 func NewPlan(tree Tree, runtime string, o Options) (*Plan, error) {
-	if err := o.check(); err != nil {
+	if err := o.Check(); err != nil {
 		return nil, err
 	}
 	how, ok := planners[runtime]
@@ -141,7 +141,8 @@ func NewPlan(tree Tree, runtime string, o Options) (*Plan, error) {
 	return p, nil
 }
 
-func (o Options) check() error {
+// Check reports options that make no sense for any runtime.
+func (o Options) Check() error {
 	if _, err := o.mirror(); err != nil {
 		return err
 	}

@@ -101,6 +101,9 @@ Every flag can also be set by an environment variable (--mirror is SHOAL_MIRROR)
 				}
 				o.Registries[i] = host
 			}
+			if err := o.Check(); err != nil {
+				return &usageError{err}
+			}
 			return n.install(cmd.Context(), cmd.OutOrStdout(), o)
 		},
 	}
