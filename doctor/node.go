@@ -46,7 +46,7 @@ func (e *examination) getSoon(ctx context.Context, url string) (*http.Response, 
 
 // askDaemon finds out how the daemon is set up.
 func (e *examination) askDaemon(ctx context.Context) {
-	resp, body, err := e.getSoon(ctx, "http://"+e.Admin+"/readyz")
+	_, body, err := e.getSoon(ctx, "http://"+e.Admin+"/readyz")
 	if err != nil {
 		e.add(Trap, "daemon", `start it: "shoal daemon", or name its --admin-listen with --admin`,
 			fmt.Sprintf("nothing answers at its admin address %s: %v", e.Admin, cause(err)))
@@ -57,7 +57,7 @@ func (e *examination) askDaemon(ctx context.Context) {
 		e.add(Trap, "daemon", "name the daemon's --admin-listen with --admin", fmt.Sprintf("what answers at %s is no shoal daemon", e.Admin))
 		return
 	}
-	if resp, body, err = e.getSoon(ctx, "http://"+e.Admin+nodeinfo.Path); err == nil && resp.StatusCode == http.StatusOK {
+	if resp, body, err := e.getSoon(ctx, "http://"+e.Admin+nodeinfo.Path); err == nil && resp.StatusCode == http.StatusOK {
 		var n nodeinfo.Node
 		if json.Unmarshal(body, &n) == nil {
 			e.node = &n

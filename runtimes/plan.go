@@ -162,11 +162,6 @@ func (o Options) mirror() (*url.URL, error) {
 	return u, nil
 }
 
-// named returns the registries without Everything.
-func (o Options) named() []string {
-	return slices.DeleteFunc(slices.Clone(o.Registries), func(r string) bool { return r == Everything })
-}
-
 // onlyNamed is an error if Everything is asked of a runtime that cannot be
 // told so.
 func (o Options) onlyNamed(runtime string) error {
