@@ -65,16 +65,31 @@ func Inspect(tree Tree, runtime string, o Options) *Inspection {
 		inspectContainerd(tree, main, o, in)
 	case K3s, RKE2:
 		inspectPlanned(tree, runtime, o, in)
-		main := "/var/lib/rancher/" + runtime + "/agent/etc/containerd/config.toml"
-		if isFile(tree, main) {
-			inspectContainerd(tree, main, o, in)
-		}
+		in.generated(tree, runtime, o)
 	case CRIO:
 		inspectCRIO(tree, o, in)
 	default:
 		inspectPlanned(tree, runtime, o, in)
 	}
 	return in
+}
+
+// generated looks at what k3s or RKE2 made of registries.yaml at its start.
+func (in *Inspection) generated(tree Tree, runtime string, o Options) {
+	main := "/var/lib/rancher/" + runtime + "/agent/etc/containerd/config.toml"
+	if !isFile(tree, main) {
+		return
+	}
+	made := &Inspection{}
+	inspectContainerd(tree, main, o, made)
+	right := !slices.ContainsFunc(in.Findings, func(f Finding) bool { return f.Trap })
+	for _, f := range made.Findings {
+		if f.Trap && right {
+			f.Remedy = "restart it, since registries.yaml is right: " + strings.Join(RestartOf(tree, runtime), " ")
+		}
+		in.Findings = append(in.Findings, f)
+	}
+	in.Registries = made.Registries
 }
 
 // inspectPlanned looks whether an install would change anything.

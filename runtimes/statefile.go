@@ -11,8 +11,9 @@ import (
 
 // stateDir holds, for each runtime, NAME.json and the files as they were and
 // as they were written, each under its own path, so that a person can put them
-// back too.
-const stateDir = "/var/lib/shoal/install"
+// back too. It is not the daemon's data directory, which belongs to whoever the
+// daemon runs as: what lies here is written to /etc one day.
+const stateDir = "/var/lib/shoal-install"
 
 // Backup returns where the files as they were before are kept.
 func Backup(runtime string) string { return path.Join(stateDir, runtime, "before") }

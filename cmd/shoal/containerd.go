@@ -75,7 +75,7 @@ func newInstallCommand() *cobra.Command {
 		Short: "Have the runtime ask the mirror first",
 		Long: `Finds where the runtime of this node has its registry configuration, and puts
 the mirror in front of what stands there. What was there before is kept in
-/var/lib/shoal/install and comes back with "uninstall", to the byte. Run again, it
+/var/lib/shoal-install and comes back with "uninstall", to the byte. Run again, it
 brings the node to what the flags then say, and changes nothing that is so
 already. Nothing is restarted unless --restart is given; where no restart is
 mentioned, none is needed.
@@ -276,7 +276,7 @@ func (n *node) finish(ctx context.Context, w io.Writer, steps []runtimes.Step, c
 	}
 	line := strings.Join(command, " ")
 	if !n.restart {
-		say(w, "restart", "the runtime reads this at its start only: %s", line)
+		say(w, "restart", "needed for this to take effect: %s", line)
 		return nil
 	}
 	if out, err := exec.CommandContext(ctx, command[0], command[1:]...).CombinedOutput(); err != nil {
