@@ -132,9 +132,6 @@ func (n *node) install(ctx context.Context, w io.Writer, o runtimes.Options) err
 	if err != nil {
 		return err
 	}
-	if len(others) > 0 {
-		defer say(w, "note", "also here: %s; each is installed by its own --runtime", strings.Join(others, ", "))
-	}
 	o.Release = n.release(ctx, disk)
 	state, err := disk.State(name)
 	if err != nil {
@@ -155,6 +152,9 @@ func (n *node) install(ctx context.Context, w io.Writer, o runtimes.Options) err
 	defer func() {
 		for _, s := range plan.Warnings {
 			say(w, "warning", "%s", s)
+		}
+		if len(others) > 0 {
+			say(w, "note", "also here: %s; each is installed by its own --runtime", strings.Join(others, ", "))
 		}
 	}()
 	if len(steps) == 0 {
