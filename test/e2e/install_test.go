@@ -56,6 +56,37 @@ func TestInstall(t *testing.T) {
 	}
 }
 
+// TestInstallBeforeOthers installs where a registry has a mirror already: ours is
+// asked first, and that one when ours is away.
+func TestInstallBeforeOthers(t *testing.T) {
+	NeedRoot(t)
+	NeedProgram(t, "unshare", "util-linux")
+	for _, release := range []Release{Containerd16, Containerd2} {
+		t.Run(release.Name, func(t *testing.T) {
+			release.Find(t)
+			b := newBed(t, SinglePlatform)
+			n := layNode(t, "aks", release)
+			n.Write(t, fmt.Sprintf("# the house's\n[host.%q]\n  capabilities = [\"pull\", \"resolve\"]\n", b.registry.Direct.URL()),
+				"fs/etc/containerd/certs.d", upstream, "hosts.toml")
+			n.shoal(t, "install", "--registry", upstream, "--mirror", b.daemon.URL())
+			first, stop := n.containerd(t, release)
+			if err := first.PullCRI(t.Context(), byTag()); err != nil {
+				t.Fatal(err)
+			}
+			stop()
+			b.nothingWentPast(t)
+			b.daemon.Stop(t)
+			second, _ := n.containerd(t, release)
+			if err := second.PullCRI(t.Context(), byTag()); err != nil {
+				t.Fatal(err)
+			}
+			if got := len(b.registry.Direct.Requests(t, ForBlobs, Delivered)); got < len(b.image.Blobs) {
+				t.Errorf("the mirror of before was asked for %d blobs, want all %d", got, len(b.image.Blobs))
+			}
+		})
+	}
+}
+
 // fsNode is a node whose file system, as far as containerd reads it, lies in a
 // directory.
 type fsNode struct {
