@@ -6,6 +6,8 @@ import (
 	"net/http/pprof"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/shoalproject/shoal/nodeinfo"
 )
 
 // health is what /healthz and /readyz answer.
@@ -32,6 +34,7 @@ func (d *Daemon) adminHandler() http.Handler {
 		writeHealth(w, http.StatusOK, d.health())
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(d.metrics.registry, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET "+nodeinfo.Path, d.serveNode)
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

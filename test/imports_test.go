@@ -16,6 +16,9 @@ var may = map[string][]string{
 	"piece":    nil,
 	"registry": nil,
 	"mtls":     nil,
+	"nodeinfo": nil,
+	"runtimes": nil,
+	"doctor":   {"mtls", "nodeinfo", "runtimes"},
 
 	"mtls/mtlstest": nil,
 
@@ -41,11 +44,11 @@ var may = map[string][]string{
 	"scheduler/standalone":  {"scheduler", "scheduler/server", "scheduler/wire", "mtls"},
 
 	"daemon": {"daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
-		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls"},
+		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls", "nodeinfo"},
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},
 	"demo":           {"registry", "registry/registrytest"},
-	"cmd/shoal":      {"daemon", "demo", "scheduler/standalone", "swarmtest"},
+	"cmd/shoal":      {"daemon", "demo", "doctor", "registry", "runtimes", "scheduler/standalone", "swarmtest"},
 	"test":           nil,
 }
 

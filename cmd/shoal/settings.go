@@ -37,10 +37,11 @@ func applySettings(flags *pflag.FlagSet) error {
 	if bad != nil {
 		return bad
 	}
-	file := flags.Lookup("config").Value.String()
-	if file == "" {
+	config := flags.Lookup("config")
+	if config == nil || config.Value.String() == "" {
 		return nil
 	}
+	file := config.Value.String()
 	if err := applyFile(flags, file, given); err != nil {
 		return &usageError{fmt.Errorf("--config %s: %w", file, err)}
 	}

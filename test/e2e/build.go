@@ -19,9 +19,10 @@ import (
 // Environment variables that name binaries built before. Their names do not
 // begin with SHOAL_, because the daemon takes those for its configuration.
 const (
-	envShoal       = "E2E_SHOAL"       // path of a shoal binary
-	envContainerd2 = "E2E_CONTAINERD2" // directory with containerd, ctr and the shim
-	envBuildKit    = "E2E_BUILDKIT"    // directory with buildkitd and buildctl
+	envShoal        = "E2E_SHOAL"        // path of a shoal binary
+	envContainerd2  = "E2E_CONTAINERD2"  // directory with containerd, ctr and the shim
+	envContainerd17 = "E2E_CONTAINERD17" // directory with containerd
+	envBuildKit     = "E2E_BUILDKIT"     // directory with buildkitd and buildctl
 )
 
 // built keeps what was built once for this run of the test binary; [Main]
@@ -132,6 +133,11 @@ type module struct {
 // line.
 var containerd2Binaries = sync.OnceValues(module{
 	name: "containerd2", tags: "no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing", env: envContainerd2,
+}.binaries)
+
+// containerd17Binaries is the directory of containerd of the 1.7 line, alone.
+var containerd17Binaries = sync.OnceValues(module{
+	name: "containerd17", tags: "no_btrfs,no_devmapper,no_zfs,no_aufs,no_tracing", env: envContainerd17,
 }.binaries)
 
 // buildkitBinaries is the directory of buildkitd and buildctl.

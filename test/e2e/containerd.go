@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -32,6 +33,10 @@ var Containerd16 = Release{Name: "containerd-1.6", Find: findContainerd16, confi
 // Containerd2 is the release of the 2.x line that containerd2/go.mod pins.
 var Containerd2 = Release{Name: "containerd-2", Find: findContainerd2, config: configVersion3}
 
+// Containerd17 is the release of the 1.7 line that containerd17/go.mod pins. It
+// has containerd alone: it pulls, and runs nothing.
+var Containerd17 = Release{Name: "containerd-1.7", Find: findContainerd17}
+
 // Releases are all lines that the tests run with.
 var Releases = []Release{Containerd16, Containerd2}
 
@@ -47,6 +52,15 @@ func findContainerd16(t testing.TB) string {
 		missing(t, "needs containerd 1.6 (Debian 12's package containerd), found %s", strings.TrimSpace(version))
 	}
 	return filepath.Dir(path)
+}
+
+func findContainerd17(t testing.TB) string {
+	t.Helper()
+	dir, err := containerd17Binaries()
+	if err != nil {
+		missing(t, "needs containerd 1.7: %v", err)
+	}
+	return dir
 }
 
 func findContainerd2(t testing.TB) string {
@@ -97,6 +111,17 @@ func (n *Node) StartContainerd(t testing.TB, release Release, name string, optio
 	c.Snapshotter = snapshotterFor(t, c.dir)
 	config := n.Write(t, release.config(c, options), name, "config.toml")
 
+	cmd := n.Command(c.program("containerd"), "--config", config)
+	// containerd looks for its shim on PATH before its own directory.
+	cmd.Env = append(cmd.Env, "PATH="+c.bin+":"+os.Getenv("PATH"))
+	c.start(t, name, cmd)
+	return c
+}
+
+// start runs a containerd that listens on c.socket until the end of the test,
+// and returns when its CRI answers.
+func (c *Containerd) start(t testing.TB, name string, cmd *exec.Cmd) *Process {
+	t.Helper()
 	// Registered before the process, so that it runs after containerd's end:
 	// what a failed test left running would otherwise be restarted.
 	t.Cleanup(func() {
@@ -104,11 +129,7 @@ func (n *Node) StartContainerd(t testing.TB, release Release, name string, optio
 			t.Errorf("ending the shims of %s: %v", name, err)
 		}
 	})
-	cmd := n.Command(c.program("containerd"), "--config", config)
-	// containerd looks for its shim on PATH before its own directory.
-	cmd.Env = append(cmd.Env, "PATH="+c.bin+":"+os.Getenv("PATH"))
-	proc := n.Start(t, name, cmd)
-
+	proc := c.node.Start(t, name, cmd)
 	conn, err := grpc.NewClient("unix://"+c.socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatalf("CRI of %s: %v", name, err)
@@ -122,7 +143,7 @@ func (n *Node) StartContainerd(t testing.TB, release Release, name string, optio
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c
+	return proc
 }
 
 func (c *Containerd) program(name string) string { return filepath.Join(c.bin, name) }

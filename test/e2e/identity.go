@@ -49,8 +49,15 @@ func NewCA(t testing.TB, name string) *CA {
 // and with what the node is to believe in: the certificates of trusted CAs.
 func (ca *CA) Issue(t testing.TB, n *Node, trusted ...*CA) *Identity {
 	t.Helper()
+	return ca.issueUntil(t, n, time.Now().Add(24*time.Hour), trusted...)
+}
+
+// issueUntil is Issue with an end, in the place of what was issued before.
+func (ca *CA) issueUntil(t testing.TB, n *Node, end time.Time, trusted ...*CA) *Identity {
+	t.Helper()
 	key := newKey(t)
 	template := certificate(n.Name)
+	template.NotAfter = end
 	template.KeyUsage = x509.KeyUsageDigitalSignature
 	template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	template.DNSNames = []string{n.Name}

@@ -8,22 +8,18 @@ import (
 	"testing"
 )
 
-// TestPodman pulls with podman, by registries.conf as on a node with CRI-O, and
-// again into an empty storage with the origin gone. A container runs each time.
+// TestPodman pulls with podman, by registries.conf and the drop-in of "shoal
+// containerd install" as on a node with CRI-O, and again into an empty storage
+// with the origin gone. A container runs each time.
 func TestPodman(t *testing.T) {
 	NeedRoot(t)
 	podman := NeedProgram(t, "podman", "podman")
 	NeedProgram(t, "runc", "runc")
 	b := newBed(t, MultiPlatform, "--tag-ttl", "1ms")
 	front := NewTap(t, b.node.Addr, b.daemon.URL())
-	conf := b.node.Write(t, fmt.Sprintf(`[[registry]]
-prefix = %[1]q
-location = %[2]q
-insecure = true
-[[registry.mirror]]
-location = "%[3]s/%[1]s"
-insecure = true
-`, upstream, b.registry.Direct.Addr, front.Addr), "registries.conf")
+	b.node.Write(t, fmt.Sprintf("[[registry]]\nprefix = %q\nlocation = %q\ninsecure = true\n", upstream, b.registry.Direct.Addr),
+		"fs/etc/containers/registries.conf")
+	b.node.install(t, b.node.Path("fs"), "podman", "--registry", upstream, "--mirror", front.URL())
 	policy := b.node.Write(t, `{"default":[{"type":"insecureAcceptAnything"}]}`, "policy.json")
 
 	for _, pull := range []string{"cold", "origin down"} {
@@ -41,12 +37,13 @@ insecure = true
 		}
 		run := func(args ...string) string {
 			t.Helper()
-			cmd := b.node.Command(podman, append([]string{
-				"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--tmpdir", filepath.Join(dir, "tmp"),
+			cmd := b.node.Command("unshare", append([]string{
+				"--mount", "--propagation", "private", "sh", "-ec", `mount --bind "$0/etc/containers" /etc/containers && exec "$@"`, b.node.Path("fs"),
+				podman, "--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--tmpdir", filepath.Join(dir, "tmp"),
 				"--network-config-dir", filepath.Join(dir, "net"),
 				"--storage-driver", driver, "--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "none",
 			}, args...)...)
-			cmd.Env = append(cmd.Env, "CONTAINERS_REGISTRIES_CONF="+conf, "HOME="+dir, "XDG_RUNTIME_DIR="+dir)
+			cmd.Env = append(cmd.Env, "HOME="+dir, "XDG_RUNTIME_DIR="+dir)
 			out, err := runToEnd(cmd)
 			if err != nil {
 				t.Fatalf("%s: %v", pull, err)
@@ -174,7 +171,8 @@ func (b *hubBed) startDocker(t *testing.T, name string) func(args ...string) (st
 	NeedProgram(t, "containerd", "containerd")
 	NeedProgram(t, "runc", "runc")
 	dir := b.node.Path(name)
-	config := b.node.Write(t, fmt.Sprintf("{\"registry-mirrors\": [%q], \"deprecated-key-path\": %q}\n", b.front.URL(), filepath.Join(dir, "key.json")), name, "daemon.json")
+	config := b.node.Write(t, fmt.Sprintf("{\"deprecated-key-path\": %q}\n", filepath.Join(dir, "key.json")), name, "etc/docker/daemon.json")
+	b.node.install(t, dir, "docker", "--mirror", b.front.URL())
 	driver := "vfs"
 	if snapshotterFor(t, dir) == "overlayfs" {
 		driver = "overlay2"
@@ -205,15 +203,8 @@ func (b *hubBed) startBuildKit(t *testing.T, name string) func(args ...string) (
 		missing(t, "needs BuildKit: %v", err)
 	}
 	dir := b.node.Path(name)
-	config := b.node.Write(t, fmt.Sprintf(`[worker.oci]
-  enabled = true
-[worker.containerd]
-  enabled = false
-[registry.%[1]q]
-  mirrors = [%[2]q]
-[registry.%[2]q]
-  http = true
-`, hub, b.front.Addr), name, "buildkitd.toml")
+	config := b.node.Write(t, "[worker.oci]\n  enabled = true\n[worker.containerd]\n  enabled = false\n", name, "etc/buildkit/buildkitd.toml")
+	b.node.install(t, dir, "buildkit", "--registry", hub, "--mirror", b.front.URL())
 	snapshotter := snapshotterFor(t, dir)
 	address := "unix://" + filepath.Join(dir, "b.sock")
 	cmd := b.node.Command(filepath.Join(bin, "buildkitd"), "--config", config, "--addr", address,
@@ -229,6 +220,20 @@ func (b *hubBed) startBuildKit(t *testing.T, name string) func(args ...string) (
 		t.Fatal(err)
 	}
 	return run
+}
+
+// install runs "shoal containerd install" on a file system.
+func (n *Node) install(t *testing.T, root, runtime string, args ...string) {
+	t.Helper()
+	binary, err := shoalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := n.Run(binary, append([]string{"containerd", "install", "--root", root, "--runtime", runtime}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("install:\n%s", out)
 }
 
 // cameThrough fails unless the client got every blob of the image through the

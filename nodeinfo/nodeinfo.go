@@ -1,0 +1,43 @@
+// Package nodeinfo is what a daemon tells of itself at /node of its admin
+// address, for those who look whether a node is set up right. It holds no
+// secrets: of keys only where they are.
+package nodeinfo
+
+// Path is where the admin address serves a Node, as JSON.
+const Path = "/node"
+
+// Node is how one daemon is set up, and whom it knows.
+type Node struct {
+	Version string `json:"version"`
+	// Name and Zone are what the node calls itself to others.
+	Name string `json:"name"`
+	Zone string `json:"zone,omitempty"`
+	// Mirror and Peer are the addresses it listens on, HOST:PORT.
+	Mirror string `json:"mirror"`
+	Peer   string `json:"peer"`
+	Auth   string `json:"auth"`
+	// Registries are the upstreams that are allowed.
+	Registries []Registry `json:"registries"`
+	// Schedulers are as they were given, none for a node that is alone.
+	Schedulers []string `json:"schedulers,omitempty"`
+	// Connected says whether one of them is reachable.
+	Connected bool `json:"connected"`
+	// TLS is nil in plaintext.
+	TLS *TLS `json:"tls,omitempty"`
+	// Peers are the addresses of nodes that this one was told of last, eight
+	// at most.
+	Peers []string `json:"peers,omitempty"`
+}
+
+// Registry is one upstream and where its origin is asked.
+type Registry struct {
+	Host     string `json:"host"`
+	Endpoint string `json:"endpoint"`
+}
+
+// TLS names the PEM files.
+type TLS struct {
+	Cert string `json:"cert"`
+	Key  string `json:"key"`
+	CA   string `json:"ca"`
+}
