@@ -16,6 +16,7 @@ var may = map[string][]string{
 	"piece":    nil,
 	"registry": nil,
 	"mtls":     nil,
+	"systemd":  nil,
 
 	"mtls/mtlstest": nil,
 
@@ -38,15 +39,15 @@ var may = map[string][]string{
 	"scheduler/wire/outbox": nil,
 	"scheduler/server":      {"scheduler", "scheduler/wire/outbox"},
 	"scheduler/client":      {"scheduler", "scheduler/wire/outbox"},
-	"scheduler/standalone":  {"scheduler", "scheduler/server", "scheduler/wire", "mtls"},
+	"scheduler/standalone":  {"scheduler", "scheduler/server", "scheduler/wire", "mtls", "systemd"},
 
 	"daemon": {"daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
-		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls"},
+		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls", "systemd"},
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},
-	"demo":           {"registry", "registry/registrytest"},
-	"cmd/shoal":      {"daemon", "demo", "scheduler/standalone", "swarmtest"},
-	"test":           nil,
+	"demo":           {"registry", "registry/registrytest", "daemon"},
+	"cmd/shoal":      {"daemon", "demo", "scheduler/standalone", "swarmtest", "systemd"},
+	"test":           {},
 }
 
 func TestImports(t *testing.T) {
