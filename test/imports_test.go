@@ -17,6 +17,7 @@ var may = map[string][]string{
 	"registry": nil,
 	"mtls":     nil,
 	"systemd":  nil,
+	"attach":   nil,
 
 	"mtls/mtlstest": nil,
 
@@ -46,7 +47,7 @@ var may = map[string][]string{
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},
 	"demo":           {"registry", "registry/registrytest", "daemon"},
-	"cmd/shoal":      {"daemon", "demo", "scheduler/standalone", "swarmtest", "systemd"},
+	"cmd/shoal":      {"daemon", "demo", "scheduler/standalone", "swarmtest", "systemd", "attach", "mtls"},
 	"test":           {},
 }
 
