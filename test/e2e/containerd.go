@@ -67,7 +67,9 @@ type ContainerdOptions struct {
 	// Downloads is how many requests it makes at once; 0 leaves the default, 3.
 	Downloads int
 	// Sandbox is the image that holds a pod's namespaces; empty leaves the
-	// default, which is on the network.
+	// default, which is on the network. With it, pods are killed no later than
+	// containerd when memory runs out: to say otherwise takes a capability that
+	// not every machine gives.
 	Sandbox string
 }
 
@@ -255,7 +257,7 @@ state = "%[1]s/state"
 func configVersion2(c *Containerd, options ContainerdOptions) string {
 	sandbox := ""
 	if options.Sandbox != "" {
-		sandbox = fmt.Sprintf("[plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = %q\n", options.Sandbox)
+		sandbox = fmt.Sprintf("[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n  sandbox_image = %q\n", options.Sandbox)
 	}
 	return "version = 2\n" + fmt.Sprintf(commonConfig+sandbox+`[plugins."io.containerd.grpc.v1.cri".cni]
   conf_dir = "%[1]s/cni"
@@ -277,7 +279,7 @@ func configVersion3(c *Containerd, options ContainerdOptions) string {
 	}
 	sandbox := ""
 	if options.Sandbox != "" {
-		sandbox = fmt.Sprintf("[plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = %q\n", options.Sandbox)
+		sandbox = fmt.Sprintf("[plugins.\"io.containerd.cri.v1.runtime\"]\n  restrict_oom_score_adj = true\n[plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = %q\n", options.Sandbox)
 	}
 	return "version = 3\n" + fmt.Sprintf(commonConfig+sandbox+`[plugins."io.containerd.nri.v1.nri"]
   disable = true
