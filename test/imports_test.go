@@ -46,9 +46,9 @@ var may = map[string][]string{
 		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls", "systemd"},
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},
-	"demo":           {"registry", "registry/registrytest", "daemon"},
+	"demo":           {"registry", "registry/registrytest"},
 	"cmd/shoal":      {"daemon", "demo", "scheduler/standalone", "swarmtest", "systemd", "attach", "mtls"},
-	"test":           {},
+	"test":           nil,
 }
 
 func TestImports(t *testing.T) {
