@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"net"
 	"net/http"
 	"os"
@@ -85,9 +86,9 @@ func TestSystemd(t *testing.T) {
 			asking := make(chan struct{})
 			client := http.Client{Timeout: patience, Transport: &http.Transport{
 				DisableKeepAlives: true,
-				Dial: func(network, addr string) (net.Conn, error) {
+				DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 					defer close(asking)
-					return net.Dial(network, addr)
+					return new(net.Dialer).DialContext(ctx, network, addr)
 				},
 			}}
 			go func() {
