@@ -85,7 +85,7 @@ func newCluster(s *settings, log *slog.Logger) (_ *cluster, err error) {
 	if c.known, err = lru.New[scheduler.PeerID, scheduler.Neighbour](maxKnown); err != nil {
 		return nil, err
 	}
-	if c.listener, err = listen("peer-listen", s.PeerListen); err != nil {
+	if c.listener, err = s.listen("peer-listen", s.PeerListen); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -17,6 +17,7 @@ import (
 	"github.com/shoalproject/shoal/daemon/mirror"
 	"github.com/shoalproject/shoal/daemon/store"
 	"github.com/shoalproject/shoal/registry/origin"
+	"github.com/shoalproject/shoal/systemd"
 )
 
 // Daemon is one node. Make it with New, run it with Run.
@@ -77,17 +78,20 @@ func (d *Daemon) open() error {
 		Logger: d.log, Flights: s.MaxDownloads, Cluster: d.cluster, Name: string(d.cluster.id),
 	})
 	d.cluster.take(d.store, d.fetcher)
-	if d.mirror, err = listen("listen", s.Listen); err != nil {
+	if d.mirror, err = s.listen("listen", s.Listen); err != nil {
 		return err
 	}
-	if d.admin, err = listen("admin-listen", s.AdminListen); err != nil {
+	if d.admin, err = s.listen("admin-listen", s.AdminListen); err != nil {
 		return err
 	}
 	d.metrics = newMetrics(d)
 	return nil
 }
 
-func listen(setting, addr string) (net.Listener, error) {
+func (s *settings) listen(setting, addr string) (net.Listener, error) {
+	if l := s.Sockets[setting]; l != nil {
+		return l, nil
+	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("--%s: %w", setting, err)
@@ -174,6 +178,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group.Go(func() error { return serve(front, conns) })
 	group.Go(func() error { return serve(back, d.admin) })
 	group.Go(func() error {
+		systemd.Attend(ctx, d.log, d.alive)
+		return nil
+	})
+	group.Go(func() error {
 		<-ctx.Done()
 		d.stop(front, back)
 		d.fetcher.Close()
@@ -194,6 +202,24 @@ func (d *Daemon) stop(front, back *http.Server) {
 		front.Close()
 	}
 	back.Close()
+}
+
+// alive asks the parts of the daemon for what they answer only when they are
+// not stuck. A store that takes nothing is no reason for a restart.
+func (d *Daemon) alive(ctx context.Context) error {
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		d.health()
+		d.fetcher.Stats()
+		d.cluster.connected()
+	}()
+	select {
+	case <-answered:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("store, fetcher or cluster is stuck: %w", ctx.Err())
+	}
 }
 
 // server returns an HTTP server that no client can wear out: headers must

@@ -19,6 +19,8 @@ var may = map[string][]string{
 	"nodeinfo": nil,
 	"runtimes": nil,
 	"doctor":   {"mtls", "nodeinfo", "runtimes"},
+	"systemd":  nil,
+	"attach":   nil,
 
 	"mtls/mtlstest": nil,
 
@@ -41,14 +43,14 @@ var may = map[string][]string{
 	"scheduler/wire/outbox": nil,
 	"scheduler/server":      {"scheduler", "scheduler/wire/outbox"},
 	"scheduler/client":      {"scheduler", "scheduler/wire/outbox"},
-	"scheduler/standalone":  {"scheduler", "scheduler/server", "scheduler/wire", "mtls"},
+	"scheduler/standalone":  {"scheduler", "scheduler/server", "scheduler/wire", "mtls", "systemd"},
 
 	"daemon": {"daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
-		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls", "nodeinfo"},
+		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls", "nodeinfo", "systemd"},
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},
 	"demo":           {"registry", "registry/registrytest"},
-	"cmd/shoal":      {"daemon", "demo", "doctor", "registry", "runtimes", "scheduler/standalone", "swarmtest"},
+	"cmd/shoal":      {"daemon", "demo", "doctor", "attach", "mtls", "registry", "runtimes", "scheduler/standalone", "swarmtest", "systemd"},
 	"test":           nil,
 }
 

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shoalproject/shoal/daemon"
+	"github.com/shoalproject/shoal/systemd"
 )
 
 func newDaemonCommand() *cobra.Command {
@@ -42,6 +43,10 @@ beats the file.`,
 			}
 			cfg.Logger = log.logger(cmd.ErrOrStderr())
 			cfg.Version = readBuild().Version
+			var err error
+			if cfg.Sockets, err = systemd.Sockets(daemon.SocketNames()...); err != nil {
+				return err
+			}
 			d, err := daemon.New(cfg)
 			if err != nil {
 				return err

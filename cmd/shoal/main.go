@@ -85,7 +85,8 @@ not fetch again; every byte is verified.`,
 		".LocalFlags.FlagUsages", ".LocalFlags.FlagUsagesWrapped 100",
 		".InheritedFlags.FlagUsages", ".InheritedFlags.FlagUsagesWrapped 100",
 	).Replace(root.UsageTemplate()))
-	root.AddCommand(newDaemonCommand(), newSchedulerCommand(), newContainerdCommand(), newDemoCommand(), newVersionCommand())
+	root.AddCommand(newDaemonCommand(), newSchedulerCommand(), newContainerdCommand(), newDemoCommand(), newVersionCommand(),
+		newAttachCommand(), newCertificateCommand())
 	return root
 }
 

@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shoalproject/shoal/scheduler/standalone"
+	"github.com/shoalproject/shoal/systemd"
 )
 
 func newSchedulerCommand() *cobra.Command {
@@ -45,6 +46,10 @@ flag beats the environment, which beats the file.`,
 			}
 			cfg.Logger = log.logger(cmd.ErrOrStderr())
 			cfg.Version = readBuild().Version
+			var err error
+			if cfg.Sockets, err = systemd.Sockets(standalone.SocketNames()...); err != nil {
+				return err
+			}
 			s, err := standalone.New(cfg)
 			if err != nil {
 				return err

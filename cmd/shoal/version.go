@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -8,8 +9,13 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version is set by the linker in releases.
-var version = ""
+// Set by the linker where the toolchain cannot know: in releases, and in
+// images, which are built without the repository.
+var (
+	version = ""
+	commit  = ""
+	date    = "" // of the commit, RFC 3339
+)
 
 // build says what this binary was made from.
 type build struct {
@@ -18,24 +24,21 @@ type build struct {
 
 // readBuild returns what the linker and the toolchain wrote into the binary.
 func readBuild() build {
-	b := build{Version: version, Commit: "unknown", Date: "unknown"}
-	info, ok := debug.ReadBuildInfo()
-	if ok {
-		if b.Version == "" {
-			b.Version = info.Main.Version
-		}
+	b := build{Version: version, Commit: commit, Date: date}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		b.Version = cmp.Or(b.Version, info.Main.Version)
 		for _, s := range info.Settings {
 			switch s.Key {
 			case "vcs.revision":
-				b.Commit = s.Value
+				b.Commit = cmp.Or(b.Commit, s.Value)
 			case "vcs.time":
-				b.Date = s.Value
+				b.Date = cmp.Or(b.Date, s.Value)
 			}
 		}
 	}
-	if b.Version == "" {
-		b.Version = "(devel)"
-	}
+	b.Version = cmp.Or(b.Version, "(devel)")
+	b.Commit = cmp.Or(b.Commit, "unknown")
+	b.Date = cmp.Or(b.Date, "unknown")
 	return b
 }
 

@@ -12,8 +12,11 @@ import (
 )
 
 const (
-	// version is that of the messages here. A peer of another is refused.
+	// version is that of the messages here, oldest the first that is still
+	// understood. A peer of a later one is taken: new messages have names of
+	// their own, which who does not know them does not ask for.
 	version = 1
+	oldest  = 1
 
 	nameHave pp.ExtensionName = "shoal_have"
 	nameLost pp.ExtensionName = "lt_donthave" // BEP 54
@@ -71,8 +74,8 @@ func decodeIntroduction(b []byte) (in introduction, err error) {
 	if d.Offset != int64(len(b)) {
 		return in, violation("%d bytes after the extension handshake", int64(len(b))-d.Offset)
 	}
-	if in.Version != version {
-		return in, violation("peer speaks version %d, this is %d", in.Version, version)
+	if in.Version < oldest {
+		return in, violation("peer speaks version %d, want at least %d", in.Version, oldest)
 	}
 	for _, name := range []pp.ExtensionName{nameHave, nameLost, nameDone} {
 		if n := in.Messages[name]; n < 0 || n > 255 {

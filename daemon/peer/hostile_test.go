@@ -60,7 +60,7 @@ func TestHostile(t *testing.T) {
 		"introduction long":     must(extended(0, make([]byte, maxIntroduction+1)).MarshalBinary()),
 		"introduction trailing": must(extended(0, append(bytes.Clone(ours), 'x')).MarshalBinary()),
 		"extension huge":        claimed(1<<32-1, pp.Extended),
-		"other version":         must(extended(0, intro(func(in map[string]any) { in["shoal"] = 2 }, size)).MarshalBinary()),
+		"version too old":       must(extended(0, intro(func(in map[string]any) { in["shoal"] = 0 }, size)).MarshalBinary()),
 		"no version":            must(extended(0, intro(func(in map[string]any) { delete(in, "shoal") }, size)).MarshalBinary()),
 		"other size":            must(extended(0, intro(func(map[string]any) {}, size+1)).MarshalBinary()),
 		"negative size":         must(extended(0, intro(func(map[string]any) {}, -1)).MarshalBinary()),

@@ -22,8 +22,14 @@ type Config struct {
 	TLSCert, TLSKey, TLSCA string
 	// Version is shown by the metrics.
 	Version string
+	// Sockets are open already and served in place of what the settings
+	// listen and admin-listen say, by which they are named.
+	Sockets map[string]net.Listener
 	Logger  *slog.Logger
 }
+
+// SocketNames are the names that Sockets may have.
+func SocketNames() []string { return []string{"listen", "admin-listen"} }
 
 // DefaultConfig returns the configuration of a scheduler that was told nothing.
 func DefaultConfig() Config {

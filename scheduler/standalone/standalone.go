@@ -16,6 +16,7 @@ import (
 	"github.com/shoalproject/shoal/scheduler"
 	"github.com/shoalproject/shoal/scheduler/server"
 	"github.com/shoalproject/shoal/scheduler/wire"
+	"github.com/shoalproject/shoal/systemd"
 )
 
 // Scheduler is one scheduler. Make it with New, run it with Run.
@@ -46,14 +47,25 @@ func New(cfg Config) (*Scheduler, error) {
 	if s.server, err = server.New(server.Config{Log: s.log}); err != nil {
 		return nil, err
 	}
-	if s.daemons, err = net.Listen("tcp", cfg.Listen); err != nil {
-		return nil, fmt.Errorf("--listen: %w", err)
+	if s.daemons, err = cfg.listen("listen", cfg.Listen); err != nil {
+		return nil, err
 	}
-	if s.admin, err = net.Listen("tcp", cfg.AdminListen); err != nil {
+	if s.admin, err = cfg.listen("admin-listen", cfg.AdminListen); err != nil {
 		s.daemons.Close()
-		return nil, fmt.Errorf("--admin-listen: %w", err)
+		return nil, err
 	}
 	return s, nil
+}
+
+func (c Config) listen(setting, addr string) (net.Listener, error) {
+	if l := c.Sockets[setting]; l != nil {
+		return l, nil
+	}
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("--%s: %w", setting, err)
+	}
+	return l, nil
 }
 
 // Addr returns the address that daemons connect to.
@@ -90,6 +102,10 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		}
 		return nil
 	})
+	group.Go(func() error {
+		systemd.Attend(ctx, s.log, s.alive)
+		return nil
+	})
 	// The one that says we are not ready ends last.
 	group.Go(func() error {
 		defer back.Close()
@@ -103,6 +119,12 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		return swarms.Wait()
 	})
 	return group.Wait()
+}
+
+// alive returns when the goroutine that owns the swarms has answered.
+func (s *Scheduler) alive(ctx context.Context) error {
+	s.server.Stats(ctx)
+	return ctx.Err()
 }
 
 // adminServer returns the operator's HTTP server. No client wears it out:

@@ -57,8 +57,8 @@ func decodeIn(in *wirepb.In) (scheduler.In, error) {
 }
 
 func (c *claims) hello(h *wirepb.Hello) scheduler.Hello {
-	if v := h.GetVersion(); v < Version {
-		c.fail("version", "%d, want at least %d", v, Version)
+	if v := h.GetVersion(); v < Oldest {
+		c.fail("version", "%d, want at least %d", v, Oldest)
 	}
 	c.peer("peer", h.GetPeer())
 	hello := scheduler.Hello{Addr: c.addr("addr", h.GetAddr(), true), Zone: c.text("zone", h.GetZone(), 0, maxName)}

@@ -124,7 +124,10 @@ func (s *Stream) open(ctx context.Context, hello scheduler.Hello) error {
 	}
 	welcomed := false
 	for _, out := range batch.GetMessages() {
-		if out.GetWelcome() != nil {
+		if w := out.GetWelcome(); w != nil {
+			if v := w.GetVersion(); v < Oldest {
+				return &FieldError{"welcome.version", fmt.Sprintf("%d, want at least %d", v, Oldest)}
+			}
 			welcomed = true
 		}
 	}

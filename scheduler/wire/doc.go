@@ -25,7 +25,12 @@
 // may be is cut into several that mean the same.
 package wire
 
-// Version is the protocol version that this package speaks. A scheduler
-// serves daemons of this version and of later ones, which must understand
-// what an older one says.
-const Version = 1
+// Version is the protocol version that this package speaks, and Oldest the
+// first that it still understands. Each end says its own and takes any from
+// Oldest on, so that a cluster can be upgraded a process at a time: what is
+// merely new the other end passes over, and what it would misunderstand must
+// not be sent to an end that said an older version.
+const (
+	Version = 1
+	Oldest  = 1
+)

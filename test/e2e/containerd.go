@@ -80,6 +80,11 @@ type ContainerdOptions struct {
 	RangeSize int
 	// Downloads is how many requests it makes at once; 0 leaves the default, 3.
 	Downloads int
+	// Sandbox is the image that holds a pod's namespaces; empty leaves the
+	// default, which is on the network. With it, pods are killed no later than
+	// containerd when memory runs out: to say otherwise takes a capability that
+	// not every machine gives.
+	Sandbox string
 }
 
 // Containerd is a running containerd with nothing in it.
@@ -95,6 +100,7 @@ type Containerd struct {
 	bin    string // directory of its programs
 	socket string
 	images cri.ImageServiceClient
+	pods   cri.RuntimeServiceClient
 }
 
 // StartContainerd runs a containerd with an empty root on the node until the
@@ -135,7 +141,7 @@ func (c *Containerd) start(t testing.TB, name string, cmd *exec.Cmd) *Process {
 		t.Fatalf("CRI of %s: %v", name, err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	c.images = cri.NewImageServiceClient(conn)
+	c.images, c.pods = cri.NewImageServiceClient(conn), cri.NewRuntimeServiceClient(conn)
 	err = proc.waitReady(func() error {
 		_, err := c.images.ListImages(t.Context(), &cri.ListImagesRequest{}, grpc.WaitForReady(false))
 		return err
@@ -165,7 +171,12 @@ func (c *Containerd) Mirror(t testing.TB, upstream, server string, mirrors ...st
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(b.String()), 0o644); err != nil {
+	// By renaming: a pull that begins now finds the one or the other.
+	file := filepath.Join(dir, "hosts.toml")
+	if err := os.WriteFile(file+".new", []byte(b.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(file+".new", file); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -264,8 +275,12 @@ state = "%[1]s/state"
 `
 
 // configVersion2 is a config.toml for containerd 1.6.
-func configVersion2(c *Containerd, _ ContainerdOptions) string {
-	return "version = 2\n" + fmt.Sprintf(commonConfig+`[plugins."io.containerd.grpc.v1.cri".cni]
+func configVersion2(c *Containerd, options ContainerdOptions) string {
+	sandbox := ""
+	if options.Sandbox != "" {
+		sandbox = fmt.Sprintf("[plugins.\"io.containerd.grpc.v1.cri\"]\n  restrict_oom_score_adj = true\n  sandbox_image = %q\n", options.Sandbox)
+	}
+	return "version = 2\n" + fmt.Sprintf(commonConfig+sandbox+`[plugins."io.containerd.grpc.v1.cri".cni]
   conf_dir = "%[1]s/cni"
 [plugins."io.containerd.grpc.v1.cri".containerd]
   snapshotter = "%[2]s"
@@ -283,7 +298,11 @@ func configVersion3(c *Containerd, options ContainerdOptions) string {
 	if downloads == 0 {
 		downloads = 3
 	}
-	return "version = 3\n" + fmt.Sprintf(commonConfig+`[plugins."io.containerd.nri.v1.nri"]
+	sandbox := ""
+	if options.Sandbox != "" {
+		sandbox = fmt.Sprintf("[plugins.\"io.containerd.cri.v1.runtime\"]\n  restrict_oom_score_adj = true\n[plugins.\"io.containerd.cri.v1.images\".pinned_images]\n  sandbox = %q\n", options.Sandbox)
+	}
+	return "version = 3\n" + fmt.Sprintf(commonConfig+sandbox+`[plugins."io.containerd.nri.v1.nri"]
   disable = true
 [plugins."io.containerd.cri.v1.runtime".cni]
   conf_dir = "%[1]s/cni"

@@ -20,6 +20,8 @@ type DaemonConfig struct {
 	// Descriptors is how many file descriptors the process may have; 0 leaves
 	// the limit of the test.
 	Descriptors int
+	// Binary is what is started; empty is the one under test.
+	Binary string
 	// Extra flags come last.
 	Extra []string
 }
@@ -46,6 +48,7 @@ func (n *Node) StartDaemon(t testing.TB, config DaemonConfig) *Daemon {
 		config.Auth = "open"
 	}
 	d := &Daemon{DataDir: n.Path("shoal"), node: n, config: config}
+	d.Binary = config.Binary
 	d.proc = startOnPorts(t, 3, func(ports []string) (*Process, error) {
 		d.Addr = net.JoinHostPort(n.Addr, ports[0])
 		d.Admin = net.JoinHostPort(n.Addr, ports[1])

@@ -9,6 +9,8 @@ import (
 type SchedulerConfig struct {
 	// Identity is what the scheduler proves itself by; nil is plaintext.
 	Identity *Identity
+	// Binary is what is started; empty is the one under test.
+	Binary string
 	// Extra flags come last.
 	Extra []string
 }
@@ -29,6 +31,7 @@ type Scheduler struct {
 func (n *Node) StartScheduler(t testing.TB, config SchedulerConfig) *Scheduler {
 	t.Helper()
 	s := &Scheduler{node: n, config: config}
+	s.Binary = config.Binary
 	s.proc = startOnPorts(t, 2, func(ports []string) (*Process, error) {
 		s.Addr = net.JoinHostPort(n.Addr, ports[0])
 		s.Admin = net.JoinHostPort(n.Addr, ports[1])

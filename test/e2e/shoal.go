@@ -15,6 +15,8 @@ import (
 type program struct {
 	// Admin is the address of the admin endpoints, host:port.
 	Admin string
+	// Binary is what is started; empty is the one under test.
+	Binary string
 
 	proc *Process
 }
@@ -22,10 +24,13 @@ type program struct {
 // run starts shoal on a node with the arguments, and returns when it is ready.
 func (p *program) run(t testing.TB, n *Node, descriptors int, args ...string) (*Process, error) {
 	t.Helper()
-	binary, err := shoalBinary()
-	if err != nil {
-		// Not a thing that may be missing: it is what is under test.
-		t.Fatal(err)
+	binary := p.Binary
+	if binary == "" {
+		var err error
+		if binary, err = shoalBinary(); err != nil {
+			// Not a thing that may be missing: it is what is under test.
+			t.Fatal(err)
+		}
 	}
 	name := "shoal-" + args[0]
 	if descriptors > 0 {

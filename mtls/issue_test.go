@@ -1,0 +1,66 @@
+package mtls_test
+
+import (
+	"crypto/x509"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/shoalproject/shoal/mtls"
+	"github.com/shoalproject/shoal/mtls/mtlstest"
+)
+
+// What is issued is what Load takes.
+func TestIssue(t *testing.T) {
+	a := mtlstest.NewAuthority(t)
+	caFile, caKey := a.Issue(t, func(c *x509.Certificate) {
+		c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
+		c.ExtKeyUsage = nil
+	})
+	ca, key := read(t, caFile), read(t, caKey)
+	certPEM, keyPEM, err := mtls.Issue(ca, key, 24*time.Hour, "node-1", "10.0.0.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "cert"), certPEM)
+	write(t, filepath.Join(dir, "key"), keyPEM)
+	id, err := mtls.Load(filepath.Join(dir, "cert"), filepath.Join(dir, "key"), caFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names := id.Names(); !slices.Equal(names, []string{"node-1", "10.0.0.1"}) {
+		t.Errorf("it is for %q", names)
+	}
+	// The CA is valid for an hour.
+	if left := time.Until(id.Expires()); left > time.Hour {
+		t.Errorf("it is valid for %v, longer than the CA", left)
+	}
+	if _, _, err := mtls.Issue(certPEM, keyPEM, time.Hour, "node-2"); err == nil {
+		t.Error("a node could issue certificates")
+	}
+	if _, _, err := mtls.Issue(ca, keyPEM, time.Hour, "node-2"); err == nil {
+		t.Error("another key would do")
+	}
+	if _, _, err := mtls.Issue(ca, key, time.Hour); err == nil {
+		t.Error("no name is needed")
+	}
+}
+
+func read(t *testing.T, file string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func write(t *testing.T, file string, b []byte) {
+	t.Helper()
+	if err := os.WriteFile(file, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
