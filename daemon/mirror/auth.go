@@ -35,21 +35,28 @@ func (c *call) granted(d digest.Digest) {
 
 // learnt notes what opening content said of the caller's permission.
 func (c *call) learnt(req Request, err error) {
-	switch {
-	case err == nil && !req.Proven:
+	if err != nil {
+		c.refused(c.caller, req.Digest, err)
+	} else if !req.Proven {
 		// It was opened at the origin in the caller's name.
 		c.granted(req.Digest)
 		if req.Manifest {
 			c.askIfPublic(req.Digest.String(), nil)
 		}
-	case isRefusal(err):
-		c.permits.revoke(c.caller, c.repo, req.Digest)
 	}
 }
 
-func isRefusal(err error) bool {
+// refused notes that the origin does not let who have d, if that is what err
+// says.
+func (c *call) refused(who Caller, d digest.Digest, err error) {
 	var e *registry.Error
-	return errors.As(err, &e) && (e.Status == http.StatusUnauthorized || e.Status == http.StatusForbidden || e.Status == http.StatusNotFound)
+	if !errors.As(err, &e) {
+		return
+	}
+	switch e.Status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound:
+		c.permits.refused(who, c.repo, d, e.Status)
+	}
 }
 
 // prove asks the origin whether the caller may have d. It returns the size in
@@ -74,8 +81,8 @@ func (c *call) prove(ctx context.Context, d digest.Digest, manifest bool) (int64
 			c.cfg.Logger.Warn("origin cannot be asked, content is served as it permitted before", "repository", c.repo, "digest", d, "caller", c.caller.ID)
 			return -1, nil
 		}
-	case isRefusal(err):
-		c.permits.revoke(c.caller, c.repo, d)
+	default:
+		c.refused(c.caller, d, err)
 	}
 	return -1, fmt.Errorf("asking the origin for permission: %w", err)
 }

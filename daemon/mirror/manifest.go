@@ -80,6 +80,7 @@ func (c *call) resolve(ctx context.Context) (Manifest, error) {
 	if c.cfg.Origin.Unavailable(err) {
 		return c.resolveOffline(req, err)
 	}
+	c.refused(c.caller, old.Digest, err)
 	return Manifest{}, err
 }
 

@@ -311,7 +311,9 @@ func (c *call) write(b []byte) {
 
 func (c *call) log() {
 	level, a := slog.LevelDebug, c.access
-	if a.Err != nil && c.r.Context().Err() == nil {
+	// A challenge is how every pull of a private image begins.
+	challenged := c.caller.Anonymous && a.Status == http.StatusUnauthorized
+	if a.Err != nil && !challenged && c.r.Context().Err() == nil {
 		level = slog.LevelWarn
 	}
 	if !c.cfg.Logger.Enabled(c.r.Context(), level) {

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"strings"
 	"time"
 
@@ -74,7 +75,7 @@ func (p *permits) grant(c Caller, repo registry.Repository, d digest.Digest) {
 // extend notes that a manifest which c may have names others. They are proven
 // by what proved the manifest, and as long as that.
 func (p *permits) extend(c Caller, repo registry.Repository, manifest digest.Digest, named []digest.Digest) {
-	proof, ok := p.cache.Get(keyOf(c, repo, manifest))
+	proof, ok := p.get(c, repo, manifest)
 	if !ok {
 		return
 	}
@@ -88,7 +89,7 @@ func (p *permits) extend(c Caller, repo registry.Repository, manifest digest.Dig
 
 // has reports whether the origin's word is fresh.
 func (p *permits) has(c Caller, repo registry.Repository, d digest.Digest) bool {
-	proof, ok := p.cache.Get(keyOf(c, repo, d))
+	proof, ok := p.get(c, repo, d)
 	return ok && time.Now().Before(proof.until)
 }
 
@@ -96,12 +97,27 @@ func (p *permits) has(c Caller, repo registry.Repository, d digest.Digest) bool 
 // it cannot be asked. The token may have expired meanwhile: there is nobody
 // who could renew it.
 func (p *permits) had(c Caller, repo registry.Repository, d digest.Digest) bool {
-	proof, ok := p.cache.Get(keyOf(c, repo, d))
+	proof, ok := p.get(c, repo, d)
 	return ok && time.Since(proof.at) < p.offlineFor
 }
 
-func (p *permits) revoke(c Caller, repo registry.Repository, d digest.Digest) {
-	p.cache.Remove(keyOf(c, repo, d))
+func (p *permits) get(c Caller, repo registry.Repository, d digest.Digest) (proof, bool) {
+	proof, ok := p.cache.Get(keyOf(c, repo, d))
+	if refusal, refused := p.cache.Get(keyOf(c, repo, "")); refused && !proof.at.After(refusal.at) {
+		return proof, false
+	}
+	return proof, ok
+}
+
+// refused takes note of the origin's refusal to let c have d. What it said of
+// the token holds for all that is in the repository.
+func (p *permits) refused(c Caller, repo registry.Repository, d digest.Digest, status int) {
+	if d != "" {
+		p.cache.Remove(keyOf(c, repo, d))
+	}
+	if status != http.StatusNotFound {
+		p.cache.Add(keyOf(c, repo, ""), proof{at: time.Now()})
+	}
 }
 
 // prove asks the origin, once for all who need the same proof at a time, and

@@ -55,8 +55,15 @@ func TestPermitLife(t *testing.T) {
 		time.Sleep(59 * time.Minute)
 		expect("after an hour", alice, app, layer, false, false)
 		p.grant(alice, app, layer)
-		p.revoke(alice, app, layer)
-		expect("revoked", alice, app, layer, false, false)
+		p.grant(alice, app, image)
+		p.refused(alice, app, image, 404)
+		expect("not there any more", alice, app, image, false, false)
+		expect("what is still there", alice, app, layer, true, true)
+		p.refused(alice, app, image, 401)
+		expect("after a refusal of the token", alice, app, layer, false, false)
+		time.Sleep(1)
+		p.grant(alice, app, layer)
+		expect("granted again", alice, app, layer, true, true)
 
 		short := alice
 		short.expires = time.Now().Add(10 * time.Second)

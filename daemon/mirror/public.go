@@ -88,8 +88,8 @@ func (m *Mirror) askPublic(ctx context.Context, req tagRequest) {
 		d = r.Digest
 	}
 	if err != nil {
-		m.permits.revoke(public, req.repo, d)
 		m.cfg.Logger.Debug("not known to be public", "repository", req.repo, "ref", req.tag, "err", err)
+		(&call{Mirror: m, repo: req.repo}).refused(public, d, err)
 		return
 	}
 	m.permits.grant(public, req.repo, d)
