@@ -91,13 +91,18 @@ func (c *credentials) watch(ctx context.Context) error {
 	}
 }
 
-// reload takes the file as it is now, if it can be read.
+// reload takes the file as it is now, if it can be read. One that is gone
+// takes the credentials along; one that is empty is about to be written.
 func (c *credentials) reload() {
 	content, err := os.ReadFile(c.path)
-	if err != nil && !errors.Is(err, os.ErrNotExist) || bytes.Equal(content, c.ring.Load().content) {
+	gone := errors.Is(err, os.ErrNotExist)
+	if err != nil && !gone || !gone && len(content) == 0 || bytes.Equal(content, c.ring.Load().content) {
 		return
 	}
 	ring, err := readKeyring(c.path)
+	if err == nil && !gone && len(ring.content) == 0 {
+		return
+	}
 	if err != nil {
 		// Likely half-written; the rest is another event.
 		c.log.Warn("docker config cannot be read, the former credentials stay", "file", c.path, "err", err)
@@ -115,6 +120,9 @@ func readKeyring(path string) (*keyring, error) {
 	store, err := orascreds.NewStore(path, orascreds.StoreOptions{})
 	if err != nil {
 		return nil, err
+	}
+	if again, err := os.ReadFile(path); !bytes.Equal(again, content) {
+		return nil, errors.Join(fmt.Errorf("%s is being written", path), err)
 	}
 	ring, err := newKeyring(content, store)
 	if err != nil {
