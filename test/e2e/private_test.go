@@ -281,7 +281,7 @@ func TestPublicImageByTokens(t *testing.T) {
 		b := newPrivateBed(t)
 		ref := upstream + "/apps/public:" + tag
 		direct := b.node.StartContainerd(t, release, "direct", ContainerdOptions{})
-		direct.Mirror(t, upstream, b.registry.Direct.URL())
+		direct.Mirror(t, upstream, "", b.registry.Direct.URL())
 		if err := direct.PullCRI(t.Context(), ref); err != nil {
 			t.Fatal(err)
 		}
