@@ -65,7 +65,7 @@ type Config struct {
 	// something is good, unless the caller's token expires before. Longer
 	// spares the origin, shorter sees a withdrawn permission sooner.
 	PermissionTTL time.Duration
-	// AuthOffline is what callers of Auth relay get while an origin gives no
+	// AuthOffline is what callers get while an origin gives no
 	// answer: proven, none or all, see mirror.Offline. AuthOfflineFor is how
 	// long the origin's word is good then.
 	AuthOffline    string

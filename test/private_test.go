@@ -380,3 +380,33 @@ func TestAuthPerRegistry(t *testing.T) {
 		t.Errorf("status %d", a.StatusCode)
 	}
 }
+
+// What a caller brought by his token is not given away by the name of a
+// registry that is open, or that the node has credentials for.
+func TestDigestAloneOpensNothing(t *testing.T) {
+	for _, auth := range []string{"open", "node"} {
+		t.Run(auth, func(t *testing.T) {
+			other, private := registrytest.New(t), owners(t, map[string]string{"alice": "app"})
+			d, secret := other.AddBlob("app", noise(1, 100)), private.AddBlob("app", noise(2, 100))
+			n := startNode(t, other, func(c *daemon.Config) {
+				c.Registries = []string{"other.test=" + other.URL() + ",auth=" + auth, "private.test=" + private.URL() + ",auth=relay"}
+			})
+			n.right(n.get(fmt.Sprintf("/v2/app/blobs/%s?ns=private.test", secret), "Authorization", "Bearer "+private.IssueToken("alice", "app")), secret)
+			n.settled()
+			for _, host := range []string{"other.test", "private.test"} {
+				for _, method := range []string{"GET", "HEAD"} {
+					if a := n.do(method, fmt.Sprintf("/v2/app/blobs/%s?ns=%s", secret, host)); a.StatusCode != 401 && a.StatusCode != 404 {
+						t.Errorf("%s at %s: status %d", method, host, a.StatusCode)
+					}
+				}
+			}
+			for range 2 {
+				n.right(n.get(fmt.Sprintf("/v2/app/blobs/%s?ns=other.test", d)), d)
+				n.settled()
+			}
+			if got := other.Count(registrytest.Blob, "GET"); got != 1 {
+				t.Errorf("the other registry was asked for its blob %d times", got)
+			}
+		})
+	}
+}

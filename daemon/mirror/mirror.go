@@ -22,9 +22,12 @@ const (
 	// Relay lets the origin decide for every caller.
 	Relay Auth = iota
 	// Open gives everything allow-listed to whoever can reach the port. The
-	// daemon asks origins anonymously.
+	// daemon asks origins anonymously. Beside upstreams that are not open it
+	// gives what the origin gives to everyone: content by digest does not
+	// tell whose it is.
 	Open
-	// Node asks origins with the daemon's own credentials, for all callers.
+	// Node gives to all callers what origins give to the daemon's own
+	// credentials.
 	Node
 )
 
@@ -117,6 +120,7 @@ type Mirror struct {
 	challenges *challenges
 	publicity  *publicity
 	salt       string // of callers' IDs
+	allOpen    bool   // no upstream has anything to hide
 }
 
 type sizeKey struct {
@@ -170,9 +174,14 @@ func New(cfg Config) (*Mirror, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Mirror{
+	m := &Mirror{
 		cfg: cfg, tags: tags, sizes: sizes, permits: permits, challenges: challenges, publicity: publicity, salt: rand.Text(),
-	}, nil
+		allOpen: true,
+	}
+	for _, host := range cfg.Upstreams.Hosts() {
+		m.allOpen = m.allOpen && cfg.Auth(host) == Open
+	}
+	return m, nil
 }
 
 // call is one request on its way.
@@ -261,7 +270,7 @@ func (c *call) parse() (err error) {
 	case c.cfg.Auth(c.repo.Host) == Relay:
 		c.caller = Caller{Anonymous: true, ID: "anonymous"}
 	default:
-		c.proven = true
+		c.proven = c.allOpen
 	}
 	return nil
 }

@@ -57,7 +57,7 @@ func (o *tagOrigin) Unavailable(error) bool { return o.down }
 
 func newMirror(t *testing.T, o Origin, auth Auth) *Mirror {
 	t.Helper()
-	m, err := New(Config{Origin: o, Auth: func(string) Auth { return auth }})
+	m, err := New(Config{Upstreams: &registry.Upstreams{}, Origin: o, Auth: func(string) Auth { return auth }})
 	if err != nil {
 		t.Fatal(err)
 	}
