@@ -410,3 +410,30 @@ func TestDigestAloneOpensNothing(t *testing.T) {
 		})
 	}
 }
+
+// Sixteen nodes pull a public image that wants no token: each asks for the
+// tag once, and all of them together for the rest about as often as one would.
+func TestSwarmPublicRequests(t *testing.T) {
+	o := registrytest.New(t)
+	layers := make([][]byte, 10)
+	for i := range layers {
+		layers[i] = noise(uint64(i), 200_000)
+	}
+	image := o.AddImage("app", "", layers...)
+	index := o.AddIndex("app", "v1", image.Manifest)
+	newPuller(t, o.URL(), "").pull(index, image)
+	direct := requests(o)
+	nodes := startCluster(t, o, 16, []*sched{startScheduler(t)}, relayed)
+	o.ResetCounters()
+	each(nodes, func(_ int, n *node) { newPuller(t, n.url, "").pull(index, image) })
+	tags := 0
+	for _, r := range o.Requests() {
+		if r.Kind == registrytest.Manifest && r.Digest == "" {
+			tags++
+		}
+	}
+	t.Logf("%d requests of 16 nodes, %d of them for the tag; %d of a direct pull", requests(o), tags, direct)
+	if tags > len(nodes) || requests(o)-tags > 2*direct {
+		t.Errorf("too many requests: %v", o.Requests())
+	}
+}
