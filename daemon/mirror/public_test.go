@@ -2,12 +2,15 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,11 +27,27 @@ import (
 type tokenOrigin struct {
 	content map[digest.Digest]string
 	root    digest.Digest
+	mu      sync.Mutex // guards all below
 	down    bool
 	asked   []Caller
 }
 
+// seen returns whose requests came so far.
+func (o *tokenOrigin) seen() []Caller {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.asked)
+}
+
+func (o *tokenOrigin) goDown() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.down = true
+}
+
 func (o *tokenOrigin) judge(c Caller, repo registry.Repository) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.asked = append(o.asked, c)
 	switch {
 	case o.down:
@@ -60,7 +79,10 @@ func (o *tokenOrigin) Pass(context.Context, Caller, registry.Repository, string,
 	panic("nothing is passed on")
 }
 
-func (o *tokenOrigin) Unavailable(err error) bool { return o.down }
+func (o *tokenOrigin) Unavailable(err error) bool {
+	var e *registry.Error
+	return errors.As(err, &e) && e.Status == http.StatusServiceUnavailable
+}
 
 // held is a store that has everything.
 type held map[digest.Digest]string
@@ -140,29 +162,29 @@ func TestPublicImagesWhileOriginIsDown(t *testing.T) {
 			pull(repo, "", 401)
 			pull(repo, "Bearer user", 200)
 		}
-		asked := len(o.asked)
+		asked := len(o.seen())
 		time.Sleep(29 * time.Second)
 		synctest.Wait()
-		if len(o.asked) != asked {
+		if len(o.seen()) != asked {
 			t.Error("it was asked while the pull may have been under way")
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if got := o.asked[asked:]; len(got) != 2 || got[0] != public || got[1] != public {
+		if got := o.seen()[asked:]; len(got) != 2 || got[0] != public || got[1] != public {
 			t.Errorf("asked %+v, want one question for each image", got)
 		}
-		asked = len(o.asked)
+		asked = len(o.seen())
 		pull("public", "", 401) // the origin decides while it can be asked
 		for range 3 {
 			time.Sleep(9 * time.Minute)
 			pull("public", "Bearer user", 200)
 		}
-		for _, c := range o.asked[asked:] {
+		for _, c := range o.seen()[asked:] {
 			if c == public {
 				t.Error("it was asked again within half an hour")
 			}
 		}
-		o.down = true
+		o.goDown()
 		pull("public", "", 200)
 		pull("public", "Bearer somebody", 200)
 		pull("private", "", 401)
