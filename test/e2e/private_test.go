@@ -343,3 +343,22 @@ func TestBasicRegistry(t *testing.T) {
 		}
 	})
 }
+
+// CRI-O, podman and skopeo learn from the ping of /v2/ whether credentials are
+// wanted, and a mirror of many registries has no answer to that. They get
+// private images from the registry itself, and the mirror sees no password.
+func TestPrivateImageBySkopeo(t *testing.T) {
+	skopeo := NeedProgram(t, "skopeo", "skopeo")
+	b := newPrivateBed(t)
+	conf := b.node.Write(t, fmt.Sprintf(mirrored, upstream, b.registry.Direct.Addr, b.front.Addr), "registries.conf")
+	auth := b.node.Write(t, fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, b.registry.Direct.Addr, basicOf("alice", alicePassword)), "auth.json")
+	_, err := b.node.Run(skopeo, "--insecure-policy", "--registries-conf", conf, "copy", "--all", "--src-tls-verify=false",
+		"--authfile", auth, "docker://"+byTag(), "dir:"+b.node.Path("dir"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.passwordWentToRealmOnly(t)
+	if len(b.registry.Direct.Requests(t)) == 0 {
+		t.Error("it came by the mirror: then say so in the documentation")
+	}
+}
