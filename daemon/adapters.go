@@ -3,8 +3,6 @@ package daemon
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -175,11 +173,10 @@ func (b mirrorBlobs) source(req mirror.Request) fetch.Source {
 // sourceKey names a source for people, without what the caller sent.
 func sourceKey(c mirror.Caller, repo registry.Repository) string {
 	switch {
-	case c.Authorization != "":
-		sum := sha256.Sum256([]byte(c.Authorization))
-		return repo.String() + " for caller " + hex.EncodeToString(sum[:8])
 	case c.Anonymous:
 		return repo.String() + " for anonymous"
+	case c.ID != "":
+		return repo.String() + " for caller " + c.ID
 	default:
 		return repo.String()
 	}

@@ -58,8 +58,21 @@ type Config struct {
 	// DefaultRegistry is the upstream of requests that name none. Empty:
 	// such requests are refused.
 	DefaultRegistry string
-	// Auth is relay, open or node.
+	// Auth is relay, open or node: who decides over upstreams of Registries
+	// that do not say so themselves.
 	Auth string
+	// PermissionTTL is how long an origin's word that a caller may have
+	// something is good, unless the caller's token expires before. Longer
+	// spares the origin, shorter sees a withdrawn permission sooner.
+	PermissionTTL time.Duration
+	// AuthOffline is what callers get while an origin gives no
+	// answer: proven, none or all, see mirror.Offline. AuthOfflineFor is how
+	// long the origin's word is good then.
+	AuthOffline    string
+	AuthOfflineFor time.Duration
+	// AllowBasicRelay hands Basic challenges of origins on to runtimes, which
+	// then send passwords over the mirror's plain HTTP.
+	AllowBasicRelay bool
 	// DockerConfig is the path of docker's config.json for Auth node; empty
 	// is where docker keeps it.
 	DockerConfig string
@@ -100,6 +113,9 @@ func DefaultConfig() Config {
 		Registries:      registry.PublicRegistries(),
 		DefaultRegistry: registry.DockerHub,
 		Auth:            "relay",
+		PermissionTTL:   5 * time.Minute,
+		AuthOffline:     "proven",
+		AuthOfflineFor:  time.Hour,
 		TagTTL:          5 * time.Second,
 		MaxConnections:  8192,
 		MaxDownloads:    64,
@@ -125,6 +141,9 @@ type settings struct {
 	upstreams *registry.Upstreams
 	endpoints []origin.Endpoint
 	auth      mirror.Auth
+	// auths are the upstreams that have another.
+	auths   map[string]mirror.Auth
+	offline mirror.Offline
 	// identity is nil without TLS.
 	identity *mtls.Identity
 	// nodeName is NodeName, or what stands for it when that is empty.
@@ -173,6 +192,10 @@ func (c Config) settings() (*settings, error) {
 		return bad("download-rate", errors.New("must not be negative"))
 	case c.TagTTL <= 0:
 		return bad("tag-ttl", errors.New("must be more than 0"))
+	case c.PermissionTTL <= 0:
+		return bad("permission-ttl", errors.New("must be more than 0"))
+	case c.AuthOfflineFor <= 0:
+		return bad("auth-offline-for", errors.New("must be more than 0"))
 	case c.MaxConnections < 1:
 		return bad("max-connections", errors.New("must be at least 1"))
 	case c.MaxDownloads < 1:
@@ -180,20 +203,30 @@ func (c Config) settings() (*settings, error) {
 	case c.ShutdownGrace < 0:
 		return bad("shutdown-grace", errors.New("must not be negative"))
 	}
-	var ok bool
-	if s.auth, ok = map[string]mirror.Auth{"relay": mirror.Relay, "open": mirror.Open, "node": mirror.Node}[c.Auth]; !ok {
-		return bad("auth", fmt.Errorf("%q is none of relay, open, node", c.Auth))
+	var err error
+	if s.auth, err = parseAuth(c.Auth); err != nil {
+		return bad("auth", err)
 	}
+	var ok bool
+	if s.offline, ok = map[string]mirror.Offline{"proven": mirror.OfflineProven, "none": mirror.OfflineNone, "all": mirror.OfflineAll}[c.AuthOffline]; !ok {
+		return bad("auth-offline", fmt.Errorf("%q is none of proven, none, all", c.AuthOffline))
+	}
+	s.auths = map[string]mirror.Auth{}
 	var list []registry.Upstream
-	for _, r := range c.Registries {
-		e, err := ParseRegistry(r)
+	for _, text := range c.Registries {
+		r, err := ParseRegistry(text)
 		if err != nil {
 			return bad("registry", err)
 		}
-		s.endpoints = append(s.endpoints, e)
-		list = append(list, e.Upstream)
+		if r.Auth != "" {
+			s.auths[r.Host], err = parseAuth(r.Auth)
+		}
+		if err != nil {
+			return bad("registry", fmt.Errorf("%s: option auth: %w", r.Host, err))
+		}
+		s.endpoints = append(s.endpoints, r.Endpoint)
+		list = append(list, r.Upstream)
 	}
-	var err error
 	if s.upstreams, err = registry.NewUpstreams(list, ""); err != nil {
 		return bad("registry", err)
 	}
@@ -204,6 +237,25 @@ func (c Config) settings() (*settings, error) {
 		return nil, err
 	}
 	return s, nil
+}
+
+var authNames = map[mirror.Auth]string{mirror.Relay: "relay", mirror.Open: "open", mirror.Node: "node"}
+
+func parseAuth(s string) (mirror.Auth, error) {
+	for auth, name := range authNames {
+		if name == s {
+			return auth, nil
+		}
+	}
+	return 0, fmt.Errorf("%q is none of relay, open, node", s)
+}
+
+// authFor returns who decides over an upstream.
+func (s *settings) authFor(host string) mirror.Auth {
+	if auth, ok := s.auths[host]; ok {
+		return auth
+	}
+	return s.auth
 }
 
 // swarm reads what concerns schedulers and other nodes.
@@ -292,22 +344,30 @@ func checkAddress(addr string) error {
 	return nil
 }
 
+// Registry is an allowed upstream with how to reach it.
+type Registry struct {
+	origin.Endpoint
+	// Auth is who decides over it, or empty for what holds for all.
+	Auth string
+}
+
 // ParseRegistry reads HOST[=URL] with options behind it, each after a comma:
 // ca=FILE (PEM) to verify the origin with, cert=FILE and key=FILE to present
-// to it, allow=HOST:PORT for a further server that it may redirect to.
-func ParseRegistry(s string) (origin.Endpoint, error) {
+// to it, allow=HOST:PORT for a further server that it may redirect to,
+// auth=relay|node|open.
+func ParseRegistry(s string) (Registry, error) {
 	parts := strings.Split(s, ",")
 	up, err := registry.ParseUpstream(parts[0])
 	if err != nil {
-		return origin.Endpoint{}, err
+		return Registry{}, err
 	}
-	e := origin.Endpoint{Upstream: up}
+	e := Registry{Endpoint: origin.Endpoint{Upstream: up}}
 	var cert, key string
 	for _, option := range parts[1:] {
 		name, value, _ := strings.Cut(option, "=")
 		switch {
 		case value == "":
-			err = fmt.Errorf("option %q: want ca=FILE, cert=FILE, key=FILE or allow=HOST:PORT", option)
+			err = fmt.Errorf("option %q: want ca=FILE, cert=FILE, key=FILE, allow=HOST:PORT or auth=MODE", option)
 		case name == "ca":
 			e.RootCAs, err = readCAs(value)
 		case name == "cert":
@@ -317,20 +377,22 @@ func ParseRegistry(s string) (origin.Endpoint, error) {
 		case name == "allow":
 			err = checkAddress(value)
 			e.AllowHosts = append(e.AllowHosts, value)
+		case name == "auth":
+			e.Auth = value
 		default:
-			err = fmt.Errorf("option %q is unknown: want ca=FILE, cert=FILE, key=FILE or allow=HOST:PORT", name)
+			err = fmt.Errorf("option %q is unknown: want ca=FILE, cert=FILE, key=FILE, allow=HOST:PORT or auth=MODE", name)
 		}
 		if err != nil {
-			return origin.Endpoint{}, fmt.Errorf("%s: %w", up.Host, err)
+			return Registry{}, fmt.Errorf("%s: %w", up.Host, err)
 		}
 	}
 	if (cert == "") != (key == "") {
-		return origin.Endpoint{}, fmt.Errorf("%s: options cert and key need each other", up.Host)
+		return Registry{}, fmt.Errorf("%s: options cert and key need each other", up.Host)
 	}
 	if cert != "" {
 		pair, err := tls.LoadX509KeyPair(cert, key)
 		if err != nil {
-			return origin.Endpoint{}, fmt.Errorf("%s: client certificate: %w", up.Host, err)
+			return Registry{}, fmt.Errorf("%s: client certificate: %w", up.Host, err)
 		}
 		e.ClientCert = &pair
 	}

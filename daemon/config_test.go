@@ -37,6 +37,9 @@ func TestValidate(t *testing.T) {
 		"cache-size":       {func(c *Config) { c.CacheSize = -1 }, "negative"},
 		"origin-rate":      {func(c *Config) { c.OriginRate = -1 }, "negative"},
 		"tag-ttl":          {func(c *Config) { c.TagTTL = 0 }, "more than 0"},
+		"permission-ttl":   {func(c *Config) { c.PermissionTTL = 0 }, "more than 0"},
+		"auth-offline":     {func(c *Config) { c.AuthOffline = "some" }, "some"},
+		"auth-offline-for": {func(c *Config) { c.AuthOfflineFor = -1 }, "more than 0"},
 		"max-connections":  {func(c *Config) { c.MaxConnections = 0 }, "at least 1"},
 		"max-downloads":    {func(c *Config) { c.MaxDownloads = 0 }, "at least 1"},
 		"shutdown-grace":   {func(c *Config) { c.ShutdownGrace = -1 }, "negative"},
@@ -51,6 +54,26 @@ func TestValidate(t *testing.T) {
 		if !errors.As(err, &setting) || setting.Setting != name || !strings.Contains(err.Error(), c.mention) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// Who decides may be said for one registry.
+func TestAuthOfARegistry(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.NodeName = "node"
+	cfg.Registries = []string{"a.b,auth=node", "c.d,auth=open", "e.f"}
+	s, err := cfg.settings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, want := range map[string]string{"a.b": "node", "c.d": "open", "e.f": "relay"} {
+		if got := authNames[s.authFor(host)]; got != want {
+			t.Errorf("%s: %s, want %s", host, got, want)
+		}
+	}
+	cfg.Registries = []string{"a.b,auth=maybe"}
+	if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), "maybe") || !strings.Contains(err.Error(), "a.b") {
+		t.Errorf("%v", err)
 	}
 }
 

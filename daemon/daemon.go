@@ -29,6 +29,8 @@ type Daemon struct {
 	fetcher *fetch.Fetcher
 	cluster *cluster
 	metrics *metrics
+	// credentials is nil if no registry is asked in the node's own name.
+	credentials *credentials
 
 	mirror net.Listener
 	admin  net.Listener
@@ -56,8 +58,8 @@ func New(cfg Config) (*Daemon, error) {
 
 func (d *Daemon) open() error {
 	s := d.cfg
-	credentials, err := s.credentials()
-	if err != nil {
+	var err error
+	if d.credentials, err = newCredentials(s, d.log); err != nil {
 		return err
 	}
 	if d.cluster, err = newCluster(s, d.log); err != nil {
@@ -69,7 +71,7 @@ func (d *Daemon) open() error {
 		return err
 	}
 	if d.client, err = origin.New(origin.Config{
-		Endpoints: s.endpoints, Credentials: credentials, Rate: limiter(s.OriginRate),
+		Endpoints: s.endpoints, Credentials: d.credentials.of, Rate: limiter(s.OriginRate),
 		UserAgent: "shoal/" + s.Version, Logger: d.log,
 	}); err != nil {
 		return err
@@ -152,10 +154,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 		Upstreams: d.cfg.upstreams,
 		Origin:    mirrorOrigin{d.client},
 		Blobs:     mirrorBlobs{d.fetcher, d.store, d.client},
-		Auth:      d.cfg.auth,
+		Auth:      d.cfg.authFor,
 		TagTTL:    d.cfg.TagTTL,
 		Logger:    d.log,
 		Observe:   d.metrics.observe,
+
+		RelayBasic: d.cfg.AllowBasicRelay, PermissionTTL: d.cfg.PermissionTTL,
+		Offline: d.cfg.offline, OfflineFor: d.cfg.AuthOfflineFor,
 	})
 	if err != nil {
 		return err
@@ -164,9 +169,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	front := d.server(handler)
 	front.ConnState = conns.connState
 	back := d.server(d.adminHandler())
-	if d.cfg.auth == mirror.Open && !loopback(d.mirror.Addr()) {
-		d.log.Warn("everyone who reaches the mirror may read everything it can get", "listen", d.mirror.Addr(), "auth", d.cfg.Auth)
-	}
+	d.warn()
 	d.log.Info("serving", "mirror", d.mirror.Addr(), "admin", d.admin.Addr(), "data_dir", d.cfg.DataDir,
 		"auth", d.cfg.Auth, "registries", d.cfg.upstreams.Hosts(), "version", d.cfg.Version)
 
@@ -175,6 +178,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 	defer leave()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.cluster.run(cctx) })
+	group.Go(func() error {
+		handler.Run(ctx)
+		return nil
+	})
+	if d.credentials != nil {
+		group.Go(func() error { return d.credentials.watch(ctx) })
+	}
 	group.Go(func() error { return serve(front, conns) })
 	group.Go(func() error { return serve(back, d.admin) })
 	group.Go(func() error {
@@ -189,6 +199,18 @@ func (d *Daemon) Run(ctx context.Context) error {
 		return nil
 	})
 	return group.Wait()
+}
+
+// warn logs what lets more people read than an operator may think.
+func (d *Daemon) warn() {
+	if loopback(d.mirror.Addr()) {
+		return
+	}
+	for _, host := range d.cfg.upstreams.Hosts() {
+		if auth := d.cfg.authFor(host); auth != mirror.Relay {
+			d.log.Warn("everyone who reaches the mirror may read what it can get", "listen", d.mirror.Addr(), "registry", host, "auth", authNames[auth])
+		}
+	}
 }
 
 // stop ends the servers, the one that says we are not ready last.

@@ -19,6 +19,7 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	sent     *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
+	permits  *prometheus.CounterVec
 }
 
 func newMetrics(d *Daemon) *metrics {
@@ -38,11 +39,18 @@ func newMetrics(d *Daemon) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10), // 1 ms to 4 min
 		}, []string{"kind"}),
 	}
+	m.permits = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "shoal_permissions_total",
+		Help: "Requests of callers who need a permission, by how it was found: remembered, asked of the origin, unasked as the origin gave no answer, or unknown for that reason and not given.",
+	}, []string{"how"})
+	for _, how := range []mirror.Permission{mirror.Remembered, mirror.Asked, mirror.Unasked, mirror.Unknown} {
+		m.permits.WithLabelValues(string(how))
+	}
 	version := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shoal_build_info", Help: "Always 1, with the version as a label.",
 		ConstLabels: prometheus.Labels{"version": d.cfg.Version},
 	}, func() float64 { return 1 })
-	m.registry.MustRegister(m.requests, m.sent, m.seconds, version, &nodeCollector{d.store, d.fetcher, d.cluster},
+	m.registry.MustRegister(m.requests, m.sent, m.seconds, m.permits, version, &nodeCollector{d.store, d.fetcher, d.cluster},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -58,6 +66,9 @@ func (m *metrics) observe(a mirror.Access) {
 		method = "other" // a label must not be the client's to choose
 	}
 	m.requests.WithLabelValues(kind, method, strconv.Itoa(a.Status)).Inc()
+	if a.Permission != "" {
+		m.permits.WithLabelValues(string(a.Permission)).Inc()
+	}
 	m.sent.WithLabelValues(kind).Add(float64(a.Bytes))
 	m.seconds.WithLabelValues(kind).Observe(a.Duration.Seconds())
 }

@@ -177,7 +177,7 @@ func TestCallersWithTokens(t *testing.T) {
 			secret := noise(72, 1<<20)
 			image := o.AddImage("app", "v1", secret)
 			d := image.Layers[0].Digest
-			n := startNode(t, o, func(c *daemon.Config) { c.Auth = auth })
+			n := startNode(t, o, func(c *daemon.Config) { c.Auth, c.PermissionTTL = auth, 100*time.Millisecond })
 			alice := "Bearer " + o.IssueToken("alice", "app")
 			bob := "Bearer " + o.IssueToken("bob", "other")
 
@@ -226,6 +226,10 @@ func TestCallersWithTokens(t *testing.T) {
 				refused("nobody")
 			}
 			o.RevokeUser("alice")
+			// What the origin said before is good for a short time.
+			eventually(t, "the revoked token is refused", func() bool {
+				return n.get(blobPath(d), "Authorization", alice).StatusCode == 401
+			})
 			refused("alice, revoked", "Authorization", alice)
 			if a := n.do("GET", blobPath(d), "Authorization", alice, "Authorization", bob); a.StatusCode != 400 {
 				t.Errorf("two Authorization headers: %d", a.StatusCode)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -75,7 +76,7 @@ func startNode(t *testing.T, o *registrytest.Origin, change ...func(*daemon.Conf
 func run(t *testing.T, cfg daemon.Config) *node {
 	t.Helper()
 	logs := &lockedBuffer{}
-	cfg.Logger = slog.New(slog.NewTextHandler(logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	cfg.Logger = debugLog(logs)
 	d, err := daemon.New(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -102,6 +103,22 @@ func run(t *testing.T, cfg daemon.Config) *node {
 		}
 	})
 	return n
+}
+
+// debugLog is a log of all there is.
+func debugLog(w io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// freeAddress returns an address that nobody listens at now.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
 
 // restart stops the daemon and starts another one on the same directory.

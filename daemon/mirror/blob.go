@@ -112,29 +112,27 @@ func (c *call) unsatisfiable(size int64) {
 }
 
 // open opens the content that the request names, after asking the origin for
-// permission if the caller must show it.
+// permission if the caller must show it and has not lately.
 func (c *call) open(ctx context.Context, req Request) (Reader, error) {
 	req.Caller, req.Repo = c.caller, c.repo
-	req.Proven = req.Proven || c.proven
 	if req.Digest == "" {
 		req.Digest = c.path.Digest
 	}
+	req.Proven = req.Proven || c.may(req.Digest)
 	if req.Size == 0 {
 		req.Size, _ = c.sizes.Get(sizeKey{c.repo, req.Digest})
 	}
 	body, err := c.cfg.Blobs.Open(ctx, req)
 	if !errors.Is(err, ErrUnproven) {
+		c.learnt(req, err)
 		return body, err
 	}
-	if req.Manifest {
-		var m Descriptor
-		m, err = c.cfg.Origin.HeadManifest(ctx, c.caller, c.repo, req.Digest.String(), AcceptAll)
-		req.Size = m.Size
-	} else {
-		req.Size, err = c.cfg.Origin.HeadBlob(ctx, c.caller, c.repo, req.Digest)
-	}
+	size, err := c.prove(ctx, req.Digest, req.Manifest)
 	if err != nil {
-		return nil, fmt.Errorf("asking the origin for permission: %w", err)
+		return nil, err
+	}
+	if size > 0 {
+		req.Size = size
 	}
 	req.Proven = true
 	return c.cfg.Blobs.Open(ctx, req)
@@ -154,15 +152,19 @@ func (c *call) headBlob(ctx context.Context) {
 // blobSize returns the size of a blob without getting it: from what is here,
 // from a manifest that named it, or from the origin.
 func (c *call) blobSize(ctx context.Context) (int64, error) {
-	if c.proven {
-		if size, ok := c.cfg.Blobs.Stat(c.path.Digest); ok {
-			return size, nil
-		}
-		if size, ok := c.sizes.Get(sizeKey{c.repo, c.path.Digest}); ok {
-			return size, nil
+	d := c.path.Digest
+	if !c.may(d) {
+		if size, err := c.prove(ctx, d, false); err != nil || size >= 0 {
+			return size, err
 		}
 	}
-	return c.cfg.Origin.HeadBlob(ctx, c.caller, c.repo, c.path.Digest)
+	if size, ok := c.cfg.Blobs.Stat(d); ok {
+		return size, nil
+	}
+	if size, ok := c.sizes.Get(sizeKey{c.repo, d}); ok {
+		return size, nil
+	}
+	return c.cfg.Origin.HeadBlob(ctx, c.caller, c.repo, d)
 }
 
 // ifNoneMatch reports whether the client has the content under that entity

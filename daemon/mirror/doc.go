@@ -10,6 +10,10 @@
 // be finished rightly is cut short, which a runtime answers with a request for
 // the rest, and that with an error.
 //
+// Callers that need a proof of permission (auth.go) get content only if the
+// origin has lately let them have it. What the origin said is remembered for a
+// short time (permits.go); where the bytes are is of no account.
+//
 // The package knows HTTP and the registry API. Where bytes come from is
 // decided behind the interfaces Origin and Blobs.
 package mirror
@@ -20,6 +24,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -34,6 +39,11 @@ type Caller struct {
 	// Anonymous asks the origin without any credential, and hands on its
 	// challenge. If neither is set, the daemon asks in its own name.
 	Anonymous bool
+	// ID tells callers apart and does not tell what they sent. It is empty
+	// for the daemon itself.
+	ID string
+	// expires is when the token says that it does, or zero.
+	expires time.Time
 }
 
 // Origin asks origins for what is not content by digest. Errors wrap a

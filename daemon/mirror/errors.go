@@ -14,7 +14,8 @@ import (
 // statuses.
 func (c *call) fail(err error) {
 	c.access.Err = err
-	e := answerFor(err)
+	c.noteChallenge(err)
+	e := c.answerFor(err)
 	if c.r.Context().Err() != nil {
 		// Nobody is there to read it. 499 is nginx's word for that.
 		c.access.Status = 499
@@ -40,7 +41,7 @@ func (c *call) fail(err error) {
 
 // answerFor returns the error to send: what the origin said, but for the
 // statuses that runtimes handle badly when a mirror sends them.
-func answerFor(err error) *registry.Error {
+func (c *call) answerFor(err error) *registry.Error {
 	var origin *registry.Error
 	if !errors.As(err, &origin) {
 		return &registry.Error{Status: http.StatusServiceUnavailable, Code: registry.CodeUnavailable, Message: err.Error()}
@@ -52,16 +53,16 @@ func answerFor(err error) *registry.Error {
 		e.Status = http.StatusServiceUnavailable
 	case e.Status < 400 || e.Status > 599:
 		e.Status = http.StatusBadGateway
-	case e.Status == http.StatusUnauthorized:
-		e.Challenges = relayable(e.Challenges)
+	case e.Status == http.StatusUnauthorized && !c.cfg.RelayBasic:
+		e.Challenges = withoutBasic(e.Challenges)
 	}
 	return &e
 }
 
-// relayable keeps the challenges that make a runtime send a token. To a Basic
-// challenge it would send the password itself; without one it goes on to the
-// origin.
-func relayable(challenges []string) []string {
+// withoutBasic keeps the challenges that make a runtime send a token. To a
+// Basic challenge it would send the password itself; without one it goes on to
+// the origin.
+func withoutBasic(challenges []string) []string {
 	var keep []string
 	for _, c := range challenges {
 		if scheme, _, _ := strings.Cut(strings.TrimSpace(c), " "); strings.EqualFold(scheme, "Bearer") {

@@ -41,7 +41,7 @@ func TestAnswers(t *testing.T) {
 }
 
 func fail(w http.ResponseWriter, r *http.Request, err error) {
-	(&call{w: w, r: r}).fail(err)
+	(&call{Mirror: &Mirror{}, w: w, r: r}).fail(err)
 }
 
 func TestChallengesAndRetryAfter(t *testing.T) {

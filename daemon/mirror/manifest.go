@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
@@ -40,7 +41,7 @@ func (c *call) manifest(ctx context.Context) {
 		c.fail(err)
 		return
 	}
-	c.learn(m)
+	c.learn(d, m)
 	c.answerManifest(Descriptor{MediaType: m.MediaType, Digest: d, Size: int64(len(body))}, body)
 }
 
@@ -57,13 +58,45 @@ func (c *call) answerManifest(d Descriptor, body []byte) {
 	}
 }
 
-// resolve finds out what the tag stands for. The caller of a HEAD always gets
-// a size; that of a GET may get the body along.
+// resolve finds out what the tag stands for: as the caller's like were told a
+// moment ago, as the origin says now, or, if it cannot be asked, as it said
+// last. The caller of a HEAD always gets a size; that of a GET may get the
+// body along.
 func (c *call) resolve(ctx context.Context) (Manifest, error) {
-	return c.tags.resolve(ctx, tagRequest{
-		repo: c.repo, tag: c.path.Tag, accept: c.r.Header["Accept"],
-		caller: c.caller, proven: c.proven, body: c.r.Method == http.MethodGet,
-	})
+	req := tagRequest{repo: c.repo, tag: c.path.Tag, accept: c.r.Header["Accept"], caller: c.caller}
+	old, known := c.tags.last(req)
+	if known && time.Since(old.at) < c.cfg.TagTTL && c.may(old.Digest) {
+		return Manifest{Descriptor: old.Descriptor}, nil
+	}
+	// Of a tag that is known, the manifest is likely here: asking for its
+	// digest is enough. Origins count GETs of manifests, not HEADs.
+	req.body = c.r.Method == http.MethodGet && !known
+	m, err := c.tags.resolve(ctx, req)
+	if err == nil {
+		c.granted(m.Digest)
+		c.askIfPublic(req.tag, req.accept)
+		return m, nil
+	}
+	if c.cfg.Origin.Unavailable(err) {
+		return c.resolveOffline(req, err)
+	}
+	c.refused(c.caller, old.Digest, err)
+	return Manifest{}, err
+}
+
+// resolveOffline returns what the tag stood for last, if that may be told to
+// the caller. err says why the origin cannot be asked.
+func (c *call) resolveOffline(req tagRequest, err error) (Manifest, error) {
+	for _, who := range c.likes() {
+		req.caller = who
+		old, known := c.tags.last(req)
+		if !known || c.offline(old.Digest, err) != nil {
+			continue
+		}
+		c.cfg.Logger.Warn("origin cannot be asked, tag is served as it was", "repository", req.repo, "tag", req.tag, "digest", old.Digest, "age", time.Since(old.at), "err", err)
+		return Manifest{Descriptor: old.Descriptor}, nil
+	}
+	return Manifest{}, c.offline("", err)
 }
 
 // manifestByDigest returns the manifest with that digest. body is the
@@ -94,11 +127,21 @@ func (c *call) manifestByDigest(ctx context.Context, d digest.Digest, body []byt
 	return m, buf.Bytes(), nil
 }
 
-// learn remembers the sizes of what a manifest names.
-func (c *call) learn(m registry.Manifest) {
+// learn remembers what a manifest says of what it names: sizes, and that who
+// may have the manifest may have those.
+func (c *call) learn(d digest.Digest, m registry.Manifest) {
+	var named []digest.Digest
 	for _, list := range [][]v1.Descriptor{m.Blobs, m.Manifests} {
-		for _, named := range list {
-			c.sizes.Add(sizeKey{c.repo, named.Digest}, named.Size)
+		for _, n := range list {
+			c.sizes.Add(sizeKey{c.repo, n.Digest}, n.Size)
+			// Registries see to it that what a manifest names is in its
+			// repository, but for what is elsewhere anyway.
+			if len(n.URLs) == 0 {
+				named = append(named, n.Digest)
+			}
 		}
+	}
+	for _, who := range c.likes() {
+		c.permits.extend(who, c.repo, d, named)
 	}
 }

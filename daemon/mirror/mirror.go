@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -21,9 +22,12 @@ const (
 	// Relay lets the origin decide for every caller.
 	Relay Auth = iota
 	// Open gives everything allow-listed to whoever can reach the port. The
-	// daemon asks origins anonymously.
+	// daemon asks origins anonymously. Beside upstreams that are not open it
+	// gives what the origin gives to everyone: content by digest does not
+	// tell whose it is.
 	Open
-	// Node asks origins with the daemon's own credentials, for all callers.
+	// Node gives to all callers what origins give to the daemon's own
+	// credentials.
 	Node
 )
 
@@ -32,14 +36,34 @@ type Config struct {
 	Upstreams *registry.Upstreams
 	Origin    Origin
 	Blobs     Blobs
-	Auth      Auth
-	Logger    *slog.Logger
+	// Auth says who decides over an upstream, by its canonical host. Default
+	// Relay.
+	Auth func(host string) Auth
+	// RelayBasic hands Basic challenges on. A runtime answers them with the
+	// password itself, over the plain HTTP of the mirror. Without, it is left
+	// to ask the origin.
+	RelayBasic bool
+	Logger     *slog.Logger
 	// Observe is told of every request when it is over. It may be nil.
 	Observe func(Access)
 	// TagTTL is how long a tag stays resolved before the origin is asked
 	// again. Longer spares the origin, shorter sees a moved tag sooner.
 	// Default 5 s.
 	TagTTL time.Duration
+	// PermissionTTL is how long the origin's word that a caller may have
+	// some content holds; never longer than the caller's token says that it
+	// lives. Longer spares the origin, shorter sees a permission withdrawn
+	// sooner. Default 5 min, the life of many tokens.
+	PermissionTTL time.Duration
+	// Offline says what callers get while the origin cannot be asked;
+	// OfflineFor is how long the origin's word holds then. Default 1 h.
+	Offline    Offline
+	OfflineFor time.Duration
+	// PublicAfter is how long after a caller with a token got an image the
+	// mirror asks whether everyone may have it, so that everyone gets it while
+	// the origin is down. Only with OfflineProven. Default 30 s, when the pull
+	// is likely over.
+	PublicAfter time.Duration
 	// HeaderWait is how long a response waits for its first byte before
 	// headers go out, during which it can still become an error. Default 5 s.
 	HeaderWait time.Duration
@@ -57,13 +81,32 @@ type Access struct {
 	Duration time.Duration
 	// Err is why the request failed or its body was cut short.
 	Err error
+	// Permission says how it was found out whether the caller may have the
+	// content; empty where nobody had to, or who had to was refused.
+	Permission Permission
 }
 
-// Bounds of the caches, in entries: a tag is a few hundred bytes, a size a
-// hundred.
+// Permission is how the caller of a request was found to be permitted.
+type Permission string
+
 const (
-	maxTags  = 4096
-	maxSizes = 65536
+	// Remembered: the origin has said so lately.
+	Remembered Permission = "remembered"
+	// Asked: the origin has just said so.
+	Asked Permission = "asked"
+	// Unasked: the origin cannot be asked, and its word of earlier or
+	// Config.Offline permits it.
+	Unasked Permission = "unasked"
+	// Unknown: the origin cannot be asked, and nothing else permits it.
+	Unknown Permission = "unknown"
+)
+
+// Bounds of the caches, in entries: a tag is a few hundred bytes, a size or a
+// permission a hundred.
+const (
+	maxTags    = 4096
+	maxSizes   = 65536
+	maxPermits = 65536
 )
 
 // Mirror is the handler of the pull API.
@@ -71,8 +114,13 @@ type Mirror struct {
 	cfg  Config
 	tags *tags
 	// sizes are what manifests said of blobs, so that a HEAD costs no
-	// request. Only used where callers need no proof.
-	sizes *lru.Cache[sizeKey, int64]
+	// request. Only told to callers who may have the blob.
+	sizes      *lru.Cache[sizeKey, int64]
+	permits    *permits
+	challenges *challenges
+	publicity  *publicity
+	salt       string // of callers' IDs
+	allOpen    bool   // no upstream has anything to hide
 }
 
 type sizeKey struct {
@@ -84,6 +132,18 @@ type sizeKey struct {
 func New(cfg Config) (*Mirror, error) {
 	if cfg.TagTTL == 0 {
 		cfg.TagTTL = 5 * time.Second
+	}
+	if cfg.Auth == nil {
+		cfg.Auth = func(string) Auth { return Relay }
+	}
+	if cfg.PermissionTTL == 0 {
+		cfg.PermissionTTL = 5 * time.Minute
+	}
+	if cfg.OfflineFor == 0 {
+		cfg.OfflineFor = time.Hour
+	}
+	if cfg.PublicAfter == 0 {
+		cfg.PublicAfter = 30 * time.Second
 	}
 	if cfg.HeaderWait == 0 {
 		cfg.HeaderWait = 5 * time.Second
@@ -98,11 +158,30 @@ func New(cfg Config) (*Mirror, error) {
 	if err != nil {
 		return nil, err
 	}
-	tags, err := newTags(cfg.Origin, cfg.TagTTL, cfg.Logger)
+	tags, err := newTags(cfg.Origin)
 	if err != nil {
 		return nil, err
 	}
-	return &Mirror{cfg: cfg, tags: tags, sizes: sizes}, nil
+	permits, err := newPermits(cfg.PermissionTTL, cfg.OfflineFor)
+	if err != nil {
+		return nil, err
+	}
+	challenges, err := newChallenges()
+	if err != nil {
+		return nil, err
+	}
+	publicity, err := newPublicity()
+	if err != nil {
+		return nil, err
+	}
+	m := &Mirror{
+		cfg: cfg, tags: tags, sizes: sizes, permits: permits, challenges: challenges, publicity: publicity, salt: rand.Text(),
+		allOpen: true,
+	}
+	for _, host := range cfg.Upstreams.Hosts() {
+		m.allOpen = m.allOpen && cfg.Auth(host) == Open
+	}
+	return m, nil
 }
 
 // call is one request on its way.
@@ -114,8 +193,10 @@ type call struct {
 	repo   registry.Repository
 	caller Caller
 	proven bool // the caller needs no proof
-	query  url.Values
-	access Access
+	// remembered: the refusal was of an earlier request.
+	remembered bool
+	query      url.Values
+	access     Access
 }
 
 // ServeHTTP answers one request.
@@ -140,9 +221,15 @@ func (c *call) serve(ctx context.Context) (cut bool) {
 		c.fail(err)
 		return false
 	}
-	switch c.path.Kind {
-	case registry.Ping:
+	if c.path.Kind == registry.Ping {
 		c.ping()
+		return false
+	}
+	if err := c.challenged(c.cfg.TagTTL); err != nil {
+		c.fail(err)
+		return false
+	}
+	switch c.path.Kind {
 	case registry.Manifests:
 		c.manifest(ctx)
 	case registry.Blobs:
@@ -179,11 +266,11 @@ func (c *call) parse() (err error) {
 	case len(auth) > 1:
 		return badRequest("more than one Authorization header")
 	case len(auth) == 1:
-		c.caller.Authorization = auth[0]
-	case c.cfg.Auth == Relay:
-		c.caller.Anonymous = true
+		c.caller = Caller{Authorization: auth[0], ID: callerID(c.salt, auth[0]), expires: expiry(auth[0])}
+	case c.cfg.Auth(c.repo.Host) == Relay:
+		c.caller = Caller{Anonymous: true, ID: "anonymous"}
 	default:
-		c.proven = true
+		c.proven = c.allOpen
 	}
 	return nil
 }
@@ -233,7 +320,9 @@ func (c *call) write(b []byte) {
 
 func (c *call) log() {
 	level, a := slog.LevelDebug, c.access
-	if a.Err != nil && c.r.Context().Err() == nil {
+	// A challenge is how every pull of a private image begins.
+	challenged := c.caller.Anonymous && a.Status == http.StatusUnauthorized
+	if a.Err != nil && !challenged && c.r.Context().Err() == nil {
 		level = slog.LevelWarn
 	}
 	if !c.cfg.Logger.Enabled(c.r.Context(), level) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -19,21 +18,8 @@ import (
 type tagKey struct {
 	repo   registry.Repository
 	tag    string
-	caller string // callerKey
+	caller string // Caller.ID
 	accept string // acceptKey
-}
-
-// callerKey tells callers apart without keeping what they sent.
-func callerKey(c Caller) string {
-	switch {
-	case c.Authorization != "":
-		sum := sha256.Sum256([]byte(c.Authorization))
-		return string(sum[:])
-	case c.Anonymous:
-		return "anonymous"
-	default:
-		return ""
-	}
 }
 
 // acceptKey is one for Accept headers that differ only in order and spacing.
@@ -58,11 +44,9 @@ func acceptList(accept []string) []string {
 	return types
 }
 
-// tags resolves tags, at most once in a while each.
+// tags resolves tags and remembers how.
 type tags struct {
 	origin Origin
-	ttl    time.Duration
-	log    *slog.Logger
 	cache  *lru.Cache[tagKey, resolved]
 	group  singleflight.Group
 }
@@ -72,12 +56,12 @@ type resolved struct {
 	at time.Time
 }
 
-func newTags(origin Origin, ttl time.Duration, log *slog.Logger) (*tags, error) {
+func newTags(origin Origin) (*tags, error) {
 	cache, err := lru.New[tagKey, resolved](maxTags)
 	if err != nil {
 		return nil, err
 	}
-	return &tags{origin: origin, ttl: ttl, log: log, cache: cache}, nil
+	return &tags{origin: origin, cache: cache}, nil
 }
 
 // tagRequest asks what a tag stands for.
@@ -86,59 +70,38 @@ type tagRequest struct {
 	tag    string
 	accept []string
 	caller Caller
-	// proven callers may be told what others were told; the rest always ask
-	// the origin.
-	proven bool
 	// body asks for the manifest along in the one request that is made
 	// anyway.
 	body bool
 }
 
-// resolve returns what a tag stands for: as resolved a moment ago, as the
-// origin says now, or, if it cannot be asked, as it said last.
-func (t *tags) resolve(ctx context.Context, req tagRequest) (Manifest, error) {
-	key := tagKey{req.repo, req.tag, callerKey(req.caller), acceptKey(req.accept)}
-	old, known := t.cache.Get(key)
-	known = known && req.proven
-	if known && time.Since(old.at) < t.ttl {
-		return Manifest{Descriptor: old.Descriptor}, nil
-	}
-	// Of a tag that is known, the manifest is likely here: asking for its
-	// digest is enough. Origins count GETs of manifests, not HEADs.
-	req.body = req.body && !known
-	m, err := t.ask(ctx, key, req)
-	switch {
-	case err == nil:
-		return m, nil
-	case known && t.origin.Unavailable(err):
-		t.log.Warn("origin cannot be asked, tag is served as it was", "repository", key.repo, "tag", key.tag, "digest", old.Digest, "age", time.Since(old.at), "err", err)
-		return Manifest{Descriptor: old.Descriptor}, nil
-	default:
-		return Manifest{}, err
-	}
+func (r tagRequest) key() tagKey {
+	return tagKey{r.repo, r.tag, r.caller.ID, acceptKey(r.accept)}
 }
 
-// ask asks the origin, once for all who ask at the same time.
-func (t *tags) ask(ctx context.Context, key tagKey, req tagRequest) (Manifest, error) {
+// anyone stands for whichever caller asked last.
+var anyone = Caller{ID: "anyone"}
+
+// last returns what the origin told the caller last.
+func (t *tags) last(req tagRequest) (resolved, bool) { return t.cache.Get(req.key()) }
+
+// resolve asks the origin, once for all who ask at the same time.
+func (t *tags) resolve(ctx context.Context, req tagRequest) (Manifest, error) {
+	key := req.key()
 	name := fmt.Sprintf("%v %q %q %x %x", req.body, key.repo, key.tag, key.caller, key.accept)
-	ch := t.group.DoChan(name, func() (any, error) {
-		// The others still wait when the first one goes away.
-		ctx := context.WithoutCancel(ctx)
-		m, err := t.request(ctx, req)
-		if err == nil {
-			t.cache.Add(key, resolved{m.Descriptor, time.Now()})
-		}
-		return m, err
-	})
-	select {
-	case r := <-ch:
-		if r.Err != nil {
-			return Manifest{}, r.Err
-		}
-		return r.Val.(Manifest), nil
-	case <-ctx.Done():
-		return Manifest{}, ctx.Err()
+	return share(ctx, &t.group, name, func(ctx context.Context) (Manifest, error) { return t.ask(ctx, req) })
+}
+
+// ask asks the origin and remembers what it says.
+func (t *tags) ask(ctx context.Context, req tagRequest) (Manifest, error) {
+	m, err := t.request(ctx, req)
+	if err == nil {
+		now := resolved{m.Descriptor, time.Now()}
+		t.cache.Add(req.key(), now)
+		req.caller = anyone
+		t.cache.Add(req.key(), now)
 	}
+	return m, err
 }
 
 func (t *tags) request(ctx context.Context, req tagRequest) (Manifest, error) {

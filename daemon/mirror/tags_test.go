@@ -3,8 +3,8 @@ package mirror
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"sync/atomic"
 	"testing"
@@ -55,23 +55,30 @@ func (o *tagOrigin) Pass(context.Context, Caller, registry.Repository, string, u
 
 func (o *tagOrigin) Unavailable(error) bool { return o.down }
 
-func tagCache(t *testing.T, o *tagOrigin) *tags {
+func newMirror(t *testing.T, o Origin, auth Auth) *Mirror {
 	t.Helper()
-	c, err := newTags(o, 5*time.Second, slog.New(slog.DiscardHandler))
+	m, err := New(Config{Upstreams: &registry.Upstreams{}, Origin: o, Auth: func(string) Auth { return auth }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c
+	return m
+}
+
+// asking is a call for a tag by a caller.
+func (m *Mirror) asking(method, tag string, c Caller, accept ...string) *call {
+	r := httptest.NewRequest(method, "/", nil)
+	r.Header["Accept"] = accept
+	return &call{Mirror: m, r: r, path: registry.Path{Tag: tag}, caller: c, proven: c == public}
 }
 
 func TestTagLife(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &tagOrigin{body: "one"}
-		c := tagCache(t, o)
-		req := tagRequest{tag: "v1", proven: true}
+		m := newMirror(t, o, Open)
+		method, tag, caller := "HEAD", "v1", public
 		expect := func(what, body string, heads, gets int64) {
 			t.Helper()
-			m, err := c.resolve(t.Context(), req)
+			m, err := m.asking(method, tag, caller).resolve(t.Context())
 			if err != nil || m.Digest != digest.FromString(body) || o.heads.Load() != heads || o.gets.Load() != gets {
 				t.Fatalf("%s: %v, %v, %d HEADs, %d GETs", what, m.Digest, err, o.heads.Load(), o.gets.Load())
 			}
@@ -82,29 +89,31 @@ func TestTagLife(t *testing.T) {
 		expect("within its life", "one", 1, 0)
 		time.Sleep(time.Nanosecond)
 		expect("after it", "two", 2, 0)
-		req.body = true
+		method = "GET"
 		time.Sleep(5 * time.Second)
 		expect("a GET of what is known", "two", 3, 0)
 		o.err, o.down = errors.New("no route"), true
 		time.Sleep(time.Hour)
 		expect("the origin is down", "two", 4, 0)
 		o.down = false
-		if _, err := c.resolve(t.Context(), req); err == nil {
+		if _, err := m.asking(method, tag, caller).resolve(t.Context()); err == nil {
 			t.Error("a refusal was answered with what is known")
 		}
 		o.err = nil
-		req.tag = "v2"
+		tag = "v2"
 		expect("a GET of what is not known", "two", 5, 1)
-		req.proven = false
+		caller = Caller{Anonymous: true, ID: "anonymous"}
 		expect("a caller that must show its permission", "two", 5, 2)
-		expect("and once more", "two", 5, 3)
+		expect("its like, a moment later", "two", 5, 2)
+		caller = Caller{Authorization: "x", ID: "x"}
+		expect("another such caller", "two", 5, 3)
 	})
 }
 
 // An origin that says no digest on HEAD is asked for the manifest.
 func TestMuteOrigin(t *testing.T) {
 	o := &tagOrigin{body: "one", mute: true}
-	m, err := tagCache(t, o).resolve(t.Context(), tagRequest{tag: "v1", proven: true})
+	m, err := newMirror(t, o, Open).asking("HEAD", "v1", public).resolve(t.Context())
 	if err != nil || m.Digest != digest.FromString("one") || m.Body == nil {
 		t.Errorf("%+v, %v", m, err)
 	}
@@ -113,18 +122,18 @@ func TestMuteOrigin(t *testing.T) {
 func TestTagIsAskedOnceForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &tagOrigin{body: "one", delay: time.Second}
-		c := tagCache(t, o)
+		m := newMirror(t, o, Open)
 		// The first one leaves; the others still get their answer.
 		ctx, leave := context.WithCancel(t.Context())
 		go func() {
-			if _, err := c.resolve(ctx, tagRequest{tag: "v1", proven: true}); !errors.Is(err, context.Canceled) {
+			if _, err := m.asking("HEAD", "v1", public).resolve(ctx); !errors.Is(err, context.Canceled) {
 				t.Errorf("the one that left got %v", err)
 			}
 		}()
 		synctest.Wait()
 		for _, accept := range [][]string{{"a", "b"}, {"b,  a"}, {"a,b,a"}} {
 			go func() {
-				if m, err := c.resolve(t.Context(), tagRequest{tag: "v1", proven: true, accept: accept}); err != nil || m.Digest == "" {
+				if m, err := m.asking("HEAD", "v1", public, accept...).resolve(t.Context()); err != nil || m.Digest == "" {
 					t.Errorf("%+v, %v", m, err)
 				}
 			}()
@@ -137,18 +146,4 @@ func TestTagIsAskedOnceForAll(t *testing.T) {
 			t.Errorf("origin was asked %d times", got)
 		}
 	})
-}
-
-func TestCallersAreToldApart(t *testing.T) {
-	seen := map[string]bool{}
-	for _, c := range []Caller{{}, {Anonymous: true}, {Authorization: "Bearer a"}, {Authorization: "Bearer b"}} {
-		k := callerKey(c)
-		if seen[k] {
-			t.Errorf("%+v has the key of another", c)
-		}
-		seen[k] = true
-	}
-	if k := callerKey(Caller{Authorization: "Bearer secret"}); len(k) != 32 {
-		t.Errorf("key of %d bytes", len(k))
-	}
 }

@@ -7,12 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"path"
 	"strings"
 	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/singleflight"
+
+	"github.com/shoalproject/shoal/registry"
 )
 
 const (
@@ -41,21 +44,27 @@ type authenticator struct {
 	background *sync.WaitGroup
 	e          *endpoint
 	tokens     *lru.Cache[tokenKey, token]
-	// hints are the challenges by which repositories were last opened, so
-	// that the next request need not be challenged.
-	hints *lru.Cache[string, challenge]
+	// hints say how repositories were last opened, so that the next request
+	// need not be challenged.
+	hints *lru.Cache[string, hint]
 	// noPost are the realms that do not take POST.
 	noPost *lru.Cache[string, struct{}]
 	flight singleflight.Group
 
 	mu   sync.Mutex // guards last
-	last *challenge // the latest hint, of any repository
+	last *challenge // the latest one answered, of any repository
+}
+
+// hint is a challenge and which of several credentials answered it.
+type hint struct {
+	challenge
+	credential int
 }
 
 func newAuthenticator(ctx context.Context, e *endpoint, background *sync.WaitGroup) *authenticator {
 	a := &authenticator{ctx: ctx, background: background, e: e}
 	a.tokens = newLRU[tokenKey, token](maxTokens)
-	a.hints = newLRU[string, challenge](maxHints)
+	a.hints = newLRU[string, hint](maxHints)
 	a.noPost = newLRU[string, struct{}](maxRealms)
 	return a
 }
@@ -68,53 +77,68 @@ func newLRU[K comparable, V any](n int) *lru.Cache[K, V] {
 	return c
 }
 
-// hint returns the Authorization that repo will probably want, or "".
-func (a *authenticator) hint(ctx context.Context, repo string) (string, error) {
-	c, ok := a.hints.Get(repo)
+// credentials returns those to try for a repository of that name, at least
+// the anonymous one.
+func (a *authenticator) credentials(ctx context.Context, name string) ([]Credential, error) {
+	list, err := a.e.cfg.Credentials(ctx, registry.Repository{Host: a.e.host, Name: name})
+	if err != nil {
+		return nil, fmt.Errorf("credential for %s: %w", a.e.host, err)
+	}
+	if len(list) == 0 {
+		list = []Credential{{}}
+	}
+	return list, nil
+}
+
+// hint returns the Authorization that the repository of that name will
+// probably want, or "", and how it came about.
+func (a *authenticator) hint(ctx context.Context, name string) (string, hint, error) {
+	h, ok := a.hints.Get(name)
 	if !ok {
 		a.mu.Lock()
 		last := a.last
 		a.mu.Unlock()
 		if last == nil {
-			return "", nil
+			return "", hint{}, nil
 		}
-		c = *last
-		if !c.basic {
-			c.scope = "repository:" + repo + ":pull"
+		h.challenge = *last
+		if !h.basic {
+			h.scope = "repository:" + path.Join(a.e.base.Path, name) + ":pull"
 		}
 	}
-	value, err := a.answer(ctx, c, "")
+	list, err := a.credentials(ctx, name)
+	var value string
+	if err == nil {
+		h.credential = min(h.credential, len(list)-1)
+		value, err = a.answer(ctx, h.challenge, list[h.credential], "")
+	}
 	if err != nil {
 		// What was right for another request may not be for this one: let
 		// the origin say so itself.
-		a.forget(repo)
-		return "", context.Cause(ctx)
+		a.forget(name)
+		return "", hint{}, context.Cause(ctx)
 	}
-	return value, nil
+	return value, h, nil
 }
 
-func (a *authenticator) remember(repo string, c challenge) {
-	a.hints.Add(repo, c)
+func (a *authenticator) remember(name string, c challenge, credential int) {
+	a.hints.Add(name, hint{c, credential})
 	a.mu.Lock()
 	a.last = &c
 	a.mu.Unlock()
 }
 
-func (a *authenticator) forget(repo string) {
-	a.hints.Remove(repo)
+func (a *authenticator) forget(name string) {
+	a.hints.Remove(name)
 	a.mu.Lock()
 	a.last = nil
 	a.mu.Unlock()
 }
 
-// answer returns the Authorization that answers c. It is never rejected, the
-// value that the origin has just refused. Errors are errNoAnswer, a *refused
-// of the token service, or those of a request.
-func (a *authenticator) answer(ctx context.Context, c challenge, rejected string) (string, error) {
-	cred, err := a.e.cfg.Credentials(ctx, a.e.host)
-	if err != nil {
-		return "", fmt.Errorf("credential for %s: %w", a.e.host, err)
-	}
+// answer returns the Authorization by which cred answers c. It is never
+// rejected, the value that the origin has just refused. Errors are
+// errNoAnswer, a *refused of the token service, or those of a request.
+func (a *authenticator) answer(ctx context.Context, c challenge, cred Credential, rejected string) (string, error) {
 	value := ""
 	switch {
 	case c.basic:

@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	rt "github.com/shoalproject/shoal/registry/registrytest"
 )
 
@@ -81,6 +83,63 @@ func TestAccessTokenIsSentAsItIs(t *testing.T) {
 	}
 	if n := o.Count(rt.Token); n != 0 {
 		t.Errorf("%d token requests", n)
+	}
+}
+
+// Of several credentials the first that is not refused is found, and found
+// again at once.
+func TestSeveralCredentials(t *testing.T) {
+	good := Credential{Username: user, Password: password}
+	wrong := Credential{Username: user, Password: "wrong-password"}
+	other := Credential{Username: "bob", Password: password + "-of-bob"}
+	for name, c := range map[string]struct {
+		auth  rt.Auth
+		creds []Credential
+	}{
+		"first refused by the token service":  {rt.Auth{}, []Credential{wrong, good}},
+		"first has no access":                 {rt.Auth{}, []Credential{other, good}},
+		"first refused by the registry":       {rt.Auth{Basic: true}, []Credential{wrong, good}},
+		"first is forbidden by the registry":  {rt.Auth{Basic: true}, []Credential{other, good}},
+		"anonymous would do, none is refused": {rt.Auth{}, []Credential{good, wrong}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.auth.Users = map[string]string{user: password, "bob": other.Password}
+			c.auth.Allow = func(who, _ string) bool { return who == user }
+			o := rt.New(t, rt.WithAuth(c.auth))
+			d := o.AddBlob(repo, []byte("data"))
+			client := newClient(t, o, as(c.creds...))
+			if _, err := client.HeadBlob(t.Context(), target, d); err != nil {
+				t.Fatal(err)
+			}
+			o.ResetCounters()
+			if _, err := client.HeadBlob(t.Context(), target, d); err != nil || len(o.Requests()) != 1 {
+				t.Errorf("the second time: %v, %d requests", err, len(o.Requests()))
+			}
+			o.ResetCounters()
+			// What is not there is asked for once by each credential at most.
+			if _, err := client.HeadBlob(t.Context(), target, digest.FromString("absent")); err == nil || IsUnavailable(err) {
+				t.Errorf("what is not there: %v", err)
+			}
+			if n := o.Count(rt.Blob); n > 2 {
+				t.Errorf("%d requests for what is not there", n)
+			}
+		})
+	}
+}
+
+// One credential is not tried twice on what is not there.
+func TestNotFoundCostsOneRequest(t *testing.T) {
+	o := rt.New(t, rt.WithAuth(aliceOnly()))
+	d := o.AddBlob(repo, []byte("data"))
+	client := newClient(t, o, alice)
+	if _, err := client.HeadBlob(t.Context(), target, d); err != nil {
+		t.Fatal(err)
+	}
+	o.ResetCounters()
+	_, err := client.HeadBlob(t.Context(), target, digest.FromString("absent"))
+	wantStatus(t, err, 404)
+	if n := len(o.Requests()); n != 1 {
+		t.Errorf("%d requests", n)
 	}
 }
 

@@ -97,19 +97,28 @@ func (q *call) shut(ctx context.Context, err error) error {
 // of status 2xx.
 func (q *call) exchange(ctx context.Context) (*http.Response, error) {
 	auth, ours := q.t.Authorization, q.t.Authorization == "" && !q.t.Anonymous
+	var hinted hint
 	var err error
 	if ours {
-		if auth, err = q.e.auth.hint(ctx, q.repo()); err != nil {
+		if auth, hinted, err = q.e.auth.hint(ctx, q.t.Name); err != nil {
 			return nil, q.failed(ctx, err)
 		}
 	}
 	resp, away, err := q.e.follow(q.request(ctx, auth), forAPI)
-	if err == nil && resp.StatusCode == http.StatusUnauthorized && ours && !away {
-		var no *failure
-		if no = q.refusal(resp, away, auth); len(no.reg.Challenges) == 0 {
+	if err == nil && ours && !away && mayChange(resp.StatusCode) {
+		status := resp.StatusCode
+		no := q.refusal(resp, away, auth)
+		if status == http.StatusUnauthorized {
+			c, ok := pickChallenge(no.reg.Challenges)
+			if !ok {
+				return nil, no
+			}
+			resp, away, auth, err = q.answer(ctx, c, no, auth, -1)
+		} else if auth == "" {
 			return nil, no
+		} else {
+			resp, away, auth, err = q.answer(ctx, hinted.challenge, no, auth, hinted.credential)
 		}
-		resp, away, auth, err = q.answer(ctx, no, auth)
 	}
 	if err != nil {
 		return nil, q.redacted(ctx, err, auth)
@@ -120,28 +129,54 @@ func (q *call) exchange(ctx context.Context) (*http.Response, error) {
 	return nil, q.refusal(resp, away, auth)
 }
 
-// answer repeats the request with an answer to the challenge in no.
-func (q *call) answer(ctx context.Context, no *failure, rejected string) (resp *http.Response, away bool, auth string, err error) {
-	q.e.auth.forget(q.repo())
-	c, ok := pickChallenge(no.reg.Challenges)
-	if !ok {
-		return nil, false, "", no
-	}
-	auth, err = q.e.auth.answer(ctx, c, rejected)
-	var r *refused
-	switch {
-	case errors.Is(err, errNoAnswer):
-		return nil, false, "", no
-	case errors.As(err, &r):
-		return nil, false, "", q.tokenRefused(r, no)
-	case err != nil:
+// mayChange reports whether another credential may bring another answer. Some
+// registries say 404 of what the asker may not see.
+func mayChange(status int) bool {
+	return status == http.StatusUnauthorized || status == http.StatusForbidden || status == http.StatusNotFound
+}
+
+// answer repeats the request with answers to the challenge c, by one
+// credential after another while they are refused, but for the one that was
+// just used if used is not -1. no is the refusal so far.
+func (q *call) answer(ctx context.Context, c challenge, no *failure, rejected string, used int) (resp *http.Response, away bool, auth string, err error) {
+	list, err := q.e.auth.credentials(ctx, q.t.Name)
+	if err != nil {
 		return nil, false, "", err
 	}
-	resp, away, err = q.e.follow(q.request(ctx, auth), forAPI)
-	if err == nil && resp.StatusCode != http.StatusUnauthorized {
-		q.e.auth.remember(q.repo(), c)
+	if used < 0 || len(list) > 1 {
+		q.e.auth.forget(q.t.Name)
 	}
-	return resp, away, auth, err
+	for i, cred := range list {
+		if i == used {
+			continue
+		}
+		auth, err = q.e.auth.answer(ctx, c, cred, rejected)
+		var r *refused
+		switch {
+		case errors.Is(err, errNoAnswer):
+			continue
+		case errors.As(err, &r):
+			no = q.tokenRefused(r, no)
+			if mayChange(r.reg.Status) {
+				continue
+			}
+			return nil, false, "", no
+		case err != nil:
+			return nil, false, "", err
+		}
+		resp, away, err = q.e.follow(q.request(ctx, auth), forAPI)
+		if err != nil || away || !mayChange(resp.StatusCode) {
+			if err == nil {
+				q.e.auth.remember(q.t.Name, c, i)
+			}
+			return resp, away, auth, err
+		}
+		if resp.StatusCode != http.StatusUnauthorized {
+			q.e.auth.remember(q.t.Name, c, i)
+		}
+		no = q.refusal(resp, away, auth)
+	}
+	return nil, false, "", no
 }
 
 // tokenRefused returns the error for a token service that gave no token: a

@@ -27,10 +27,11 @@ type Credential struct {
 	AccessToken string
 }
 
-// CredentialFunc returns the credential for an upstream, named as image names
-// carry it (docker.io, not registry-1.docker.io). It is called for every
-// challenge and must be safe for concurrent use.
-type CredentialFunc func(ctx context.Context, host string) (Credential, error)
+// CredentialFunc returns the credentials for a repository, named as image
+// names carry it (docker.io, not registry-1.docker.io), in the order in which
+// they are tried; none is anonymous. It is called for every request and must
+// be safe for concurrent use.
+type CredentialFunc func(ctx context.Context, repo registry.Repository) ([]Credential, error)
 
 // Endpoint is an upstream and how its origin is to be reached.
 type Endpoint struct {
@@ -144,7 +145,7 @@ func setDefaults(cfg *Config) {
 		cfg.UserAgent = "shoal"
 	}
 	if cfg.Credentials == nil {
-		cfg.Credentials = func(context.Context, string) (Credential, error) { return Credential{}, nil }
+		cfg.Credentials = func(context.Context, registry.Repository) ([]Credential, error) { return nil, nil }
 	}
 	if cfg.Proxy == nil {
 		cfg.Proxy = http.ProxyFromEnvironment

@@ -90,13 +90,13 @@ func allowing(hosts ...string) func(*Config) {
 	return func(c *Config) { c.Endpoints[0].AllowHosts = hosts }
 }
 
-func as(cred Credential) func(*Config) {
+func as(creds ...Credential) func(*Config) {
 	return func(c *Config) {
-		c.Credentials = func(_ context.Context, h string) (Credential, error) {
-			if h != host {
-				return Credential{}, errors.New("asked for " + h)
+		c.Credentials = func(_ context.Context, r registry.Repository) ([]Credential, error) {
+			if r.Host != host {
+				return nil, errors.New("asked for " + r.String())
 			}
-			return cred, nil
+			return creds, nil
 		}
 	}
 }

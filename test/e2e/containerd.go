@@ -204,9 +204,19 @@ func (c *Containerd) Pull(ref string, flags ...string) error {
 
 // PullCRI pulls through the CRI, as the kubelet does, without credentials.
 func (c *Containerd) PullCRI(ctx context.Context, ref string) error {
+	return c.PullCRIAs(ctx, ref, "", "")
+}
+
+// PullCRIAs is PullCRI with what the kubelet makes of a pull secret: user and
+// password, and no server address.
+func (c *Containerd) PullCRIAs(ctx context.Context, ref, user, password string) error {
 	ctx, cancel := context.WithTimeout(ctx, runLimit)
 	defer cancel()
-	_, err := c.images.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}})
+	req := &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}}
+	if user != "" {
+		req.Auth = &cri.AuthConfig{Username: user, Password: password}
+	}
+	_, err := c.images.PullImage(ctx, req)
 	if err != nil {
 		return fmt.Errorf("CRI PullImage %s: %w", ref, err)
 	}

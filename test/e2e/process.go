@@ -99,6 +99,16 @@ func launch(name, log string, cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
+// Log is all that the process has written so far.
+func (p *Process) Log(t testing.TB) string {
+	t.Helper()
+	b, err := os.ReadFile(p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
 // Pid is the process id.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
 

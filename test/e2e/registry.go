@@ -21,8 +21,18 @@ type Registry struct {
 	// Direct is the endpoint that runtimes fall back to.
 	Direct *Tap
 
-	addr string // the registry itself
-	proc *Process
+	addr   string // the registry itself
+	proc   *Process
+	node   *Node
+	access *Access
+}
+
+// Access says whom a registry lets in; nil is everyone.
+type Access struct {
+	// Config is the section auth of the registry's configuration.
+	Config string
+	// Push returns the Authorization of who may push to a repository.
+	Push func(repository string) string
 }
 
 // registryConfig leaves the access log to the taps. What the log then still calls
@@ -41,20 +51,76 @@ http:
   addr: %q
 `
 
-// StartRegistry runs a registry on the node until the end of the test.
+// StartRegistry runs a registry for everyone on the node until the end of the
+// test.
 func (n *Node) StartRegistry(t testing.TB) *Registry {
 	t.Helper()
-	program := NeedProgram(t, "docker-registry", "docker-registry")
-	r := &Registry{}
+	return n.StartRegistryFor(t, nil)
+}
+
+// StartRegistryFor runs a registry that lets in whom access says.
+func (n *Node) StartRegistryFor(t testing.TB, access *Access) *Registry {
+	t.Helper()
+	r := &Registry{node: n, access: access}
 	r.proc = startOnPorts(t, 1, func(ports []string) (*Process, error) {
 		r.addr = net.JoinHostPort(n.Addr, ports[0])
-		config := n.Write(t, fmt.Sprintf(registryConfig, n.Path("registry"), r.addr), "registry.yml")
-		proc := n.Start(t, "registry", n.Command(program, "serve", config))
-		return proc, proc.waitReady(func() error { return getOK("http://" + r.addr + "/v2/") })
+		return r.start(t)
 	})
 	r.Origin = NewTap(t, n.Addr, "http://"+r.addr)
 	r.Direct = NewTap(t, n.Addr, "http://"+r.addr)
 	return r
+}
+
+func (r *Registry) start(t testing.TB) (*Process, error) {
+	t.Helper()
+	program := NeedProgram(t, "docker-registry", "docker-registry")
+	text := fmt.Sprintf(registryConfig, r.node.Path("registry"), r.addr)
+	if r.access != nil {
+		text += r.access.Config
+	}
+	config := r.node.Write(t, text, "registry.yml")
+	proc := r.node.Start(t, "registry", r.node.Command(program, "serve", config))
+	// Any answer will do: one that lets nobody in says 401.
+	return proc, proc.waitReady(func() error {
+		resp, err := probeClient.Get("http://" + r.addr + "/v2/")
+		if err == nil {
+			err = resp.Body.Close()
+		}
+		return err
+	})
+}
+
+// RestartFor starts the registry again, with the same content, for others.
+func (r *Registry) RestartFor(t testing.TB, access *Access) {
+	t.Helper()
+	r.proc.Stop(t)
+	r.access = access
+	proc, err := r.start(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.proc = proc
+}
+
+// pushing makes requests to a repository in the name of who may push there.
+func (r *Registry) pushing(repository string) http.RoundTripper {
+	transport := &http.Transport{DisableKeepAlives: true}
+	if r.access == nil {
+		return transport
+	}
+	return authorized{transport, r.access.Push(repository)}
+}
+
+type authorized struct {
+	http.RoundTripper
+	authorization string
+}
+
+// RoundTrip adds the Authorization.
+func (a authorized) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("Authorization", a.authorization)
+	return a.RoundTripper.RoundTrip(r)
 }
 
 // Push uploads an image under repository:tag, past the taps.
@@ -64,8 +130,7 @@ func (r *Registry) Push(t testing.TB, img *Image, repository, tag string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	transport := &http.Transport{}
-	defer transport.CloseIdleConnections()
+	transport := r.pushing(repository)
 	if img.index != nil {
 		err = remote.WriteIndex(ref, img.index, remote.WithTransport(transport))
 	} else {
@@ -85,8 +150,7 @@ func (r *Registry) PushBlob(t testing.TB, content []byte, repository string) Des
 		t.Fatal(err)
 	}
 	layer := static.NewLayer(content, types.OCIUncompressedLayer)
-	transport := &http.Transport{}
-	defer transport.CloseIdleConnections()
+	transport := r.pushing(repository)
 	if err := remote.WriteLayer(repo, layer, remote.WithTransport(transport)); err != nil {
 		t.Fatalf("pushing a blob to %s: %v", repo, err)
 	}

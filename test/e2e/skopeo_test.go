@@ -9,10 +9,8 @@ import (
 	"testing"
 )
 
-// TestSkopeo pulls with containers/image, which podman and CRI-O are made of.
-// It sends no ns: the upstream is the first element of the path, or unnamed.
-func TestSkopeo(t *testing.T) {
-	const mirrored = `[[registry]]
+// mirrored is a registries.conf: upstream, its server, the mirror.
+const mirrored = `[[registry]]
 prefix = %[1]q
 location = %[2]q
 insecure = true
@@ -20,6 +18,10 @@ insecure = true
 location = "%[3]s/%[1]s"
 insecure = true
 `
+
+// TestSkopeo pulls with containers/image, which podman and CRI-O are made of.
+// It sends no ns: the upstream is the first element of the path, or unnamed.
+func TestSkopeo(t *testing.T) {
 	cases := []struct {
 		name string
 		ref  func(b *bed) string
