@@ -11,11 +11,11 @@ func TestLengthFor(t *testing.T) {
 	for _, c := range []struct{ size, want int64 }{
 		{0, 256 << 10},
 		{1, 256 << 10},
-		{64 * MiB, 256 << 10},
-		{64*MiB + 1, 512 << 10},
-		{256 * MiB, 1 * MiB},
-		{256*MiB + 1, 2 * MiB},
-		{2048 * MiB, 8 * MiB},
+		{128 * MiB, 256 << 10},
+		{128*MiB + 1, 512 << 10},
+		{512 * MiB, 1 * MiB},
+		{512*MiB + 1, 2 * MiB},
+		{4096 * MiB, 8 * MiB},
 		{100 << 30, 8 * MiB},
 		{1 << 62, 8 * MiB},
 	} {

@@ -238,7 +238,6 @@ func (m *Member) begin(n int) {
 	m.out.haves = piece.NewSet(n)
 	m.from = make([]provenance, n)
 	m.began, m.progress, m.lastBytes = now, now, now
-	m.rescue.at = int(h.Sum64() % uint64(max(n, 1)))
 	m.pace.limit = downloads
 }
 

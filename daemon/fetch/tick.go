@@ -39,8 +39,8 @@ const (
 	helpAfter    = 4 * time.Second
 	helpAlone    = 1500 * time.Millisecond
 	// rescueBytes is how much a member fetches at once for which it has no
-	// assignment, and rescueShare what part of the blob, if that is less:
-	// others do the same, and it is to learn what they brought.
+	// assignment, and rescueShare what part of all that is missing, if that is
+	// less: others do the same, and it is to learn what they brought.
 	rescueBytes = 8 << 20
 	rescueShare = 16
 	// retryOrigin is how long sources that failed are left alone.
@@ -82,7 +82,6 @@ func (p *pace) adapt(now time.Time, bytes int64, least int) {
 
 // rescue is the member's own way to the origin, without assignment.
 type rescue struct {
-	at     int  // the piece to begin with: each node has another
 	on     bool // a worker is at it
 	active bool // one was, and the swarm has brought nothing since
 	next   time.Time
@@ -322,39 +321,45 @@ func (m *Member) obtainable(now time.Time) bool {
 	return m.anyHolder() && now.Sub(later(m.progress, m.began)) < helpAlone
 }
 
-// goToOrigin fetches some of what is missing, from a place of this node's
-// own, so that others who do the same fetch something else.
+// unheld returns the pieces that nobody is bringing here and no neighbour has,
+// or, if there are none, those that neighbours have.
+func (m *Member) unheld() []int {
+	var nowhere, elsewhere []int
+	for i, holders := range m.x.holders {
+		switch {
+		case !m.fl.plan.free(i) || m.fl.plan.claimed.Has(i):
+		case holders == 0:
+			nowhere = append(nowhere, i)
+		default:
+			elsewhere = append(elsewhere, i)
+		}
+	}
+	if len(nowhere) > 0 {
+		return nowhere
+	}
+	return elsewhere
+}
+
+// goToOrigin fetches some of what is missing, drawn by lot from all of it, so
+// that others who do the same fetch something else.
 func (m *Member) goToOrigin(now time.Time) {
 	fl := m.fl
 	if fl.workers >= fl.fetcher.cfg.Workers {
 		return
 	}
-	free := func(i int) bool { return fl.plan.free(i) && !fl.plan.claimed.Has(i) }
-	first := -1
-	for k := range m.x.n {
-		i := (m.rescue.at + k) % m.x.n
-		if !free(i) {
-			continue
-		}
-		if first < 0 {
-			first = i
-		}
-		if m.x.holders[i] == 0 {
-			first = i
-			break
-		}
-	}
-	if first < 0 {
+	lacking := m.unheld()
+	if len(lacking) == 0 {
 		return
 	}
-	most := max(int(min(rescueBytes, fl.size/rescueShare)/fl.plan.layout.Length()), 1)
+	k := m.x.rand.IntN(len(lacking))
+	most := max(min(int(rescueBytes/fl.plan.layout.Length()), len(lacking)/rescueShare), 1)
+	first := lacking[k]
 	end := first + 1
-	for end < m.x.n && end-first < most && free(end) && m.x.holders[end] == m.x.holders[first] {
+	for k++; k < len(lacking) && lacking[k] == end && end-first < most; k++ {
 		end++
 	}
 	fl.retrySources()
 	m.rescue.on, m.rescue.active = true, true
-	m.rescue.at = end % m.x.n
 	r := fl.plan.begin(first, end)
 	r.rescue = true
 	fl.spawn(r, nil)
