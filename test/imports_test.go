@@ -31,6 +31,9 @@ var may = map[string][]string{
 	"scheduler":     {"piece"},
 	"scheduler/sim": {"scheduler", "piece"},
 
+	"scheduler/jobs":     nil,
+	"scheduler/jobstore": {"scheduler/jobs"},
+
 	// The two ends know nothing of the network, and the network nothing of
 	// them: who puts a process together joins them.
 	"scheduler/wire":        {"scheduler", "scheduler/wire/wirepb"},
