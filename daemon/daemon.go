@@ -28,6 +28,7 @@ type Daemon struct {
 	fetcher *fetch.Fetcher
 	cluster *cluster
 	metrics *metrics
+	pods    *precedence
 
 	mirror net.Listener
 	admin  net.Listener
@@ -45,7 +46,7 @@ func New(cfg Config) (*Daemon, error) {
 	if s.Logger == nil {
 		s.Logger = slog.New(slog.DiscardHandler)
 	}
-	d := &Daemon{cfg: s, log: s.Logger}
+	d := &Daemon{cfg: s, log: s.Logger, pods: newPrecedence()}
 	if err := d.open(); err != nil {
 		d.close()
 		return nil, err
@@ -147,7 +148,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	handler, err := mirror.New(mirror.Config{
 		Upstreams: d.cfg.upstreams,
 		Origin:    mirrorOrigin{d.client},
-		Blobs:     mirrorBlobs{d.fetcher, d.store, d.client},
+		Blobs:     mirrorBlobs{d.fetcher, d.store, d.client, d.pods},
 		Auth:      d.cfg.auth,
 		TagTTL:    d.cfg.TagTTL,
 		Logger:    d.log,
@@ -169,6 +170,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	// Peers and schedulers stay until the last response has gone out.
 	cctx, leave := context.WithCancel(context.WithoutCancel(ctx))
 	defer leave()
+	d.cluster.preheats = newPreheater(cctx, d, handler)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.cluster.run(cctx) })
 	group.Go(func() error { return serve(front, conns) })

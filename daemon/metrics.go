@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"strconv"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -19,6 +20,7 @@ type metrics struct {
 	requests *prometheus.CounterVec
 	sent     *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
+	served   atomic.Int64 // bytes of bodies
 }
 
 func newMetrics(d *Daemon) *metrics {
@@ -59,6 +61,7 @@ func (m *metrics) observe(a mirror.Access) {
 	}
 	m.requests.WithLabelValues(kind, method, strconv.Itoa(a.Status)).Inc()
 	m.sent.WithLabelValues(kind).Add(float64(a.Bytes))
+	m.served.Add(a.Bytes)
 	m.seconds.WithLabelValues(kind).Observe(a.Duration.Seconds())
 }
 

@@ -33,18 +33,19 @@ var may = map[string][]string{
 
 	"scheduler/jobs":     nil,
 	"scheduler/jobstore": {"scheduler/jobs"},
+	"scheduler/api":      {"scheduler/jobs"},
 
 	// The two ends know nothing of the network, and the network nothing of
 	// them: who puts a process together joins them.
-	"scheduler/wire":        {"scheduler", "scheduler/wire/wirepb"},
+	"scheduler/wire":        {"scheduler", "scheduler/jobs", "scheduler/wire/wirepb"},
 	"scheduler/wire/wirepb": nil,
 	"scheduler/wire/outbox": nil,
-	"scheduler/server":      {"scheduler", "scheduler/wire/outbox"},
-	"scheduler/client":      {"scheduler", "scheduler/wire/outbox"},
-	"scheduler/standalone":  {"scheduler", "scheduler/server", "scheduler/wire", "mtls"},
+	"scheduler/server":      {"scheduler", "scheduler/jobs", "scheduler/wire/outbox"},
+	"scheduler/client":      {"scheduler", "scheduler/jobs", "scheduler/wire/outbox"},
+	"scheduler/standalone":  {"scheduler", "scheduler/api", "scheduler/jobs", "scheduler/jobstore", "scheduler/server", "scheduler/wire", "mtls"},
 
 	"daemon": {"daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
-		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls"},
+		"scheduler", "scheduler/jobs", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls"},
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},
 	"demo":           {"registry", "registry/registrytest"},

@@ -58,6 +58,7 @@ beats the file.`,
 	f.StringArrayVar(&cfg.Schedulers, "scheduler", cfg.Schedulers, "`SCHEDULER` of the swarm: HOST:PORT, or dns:///NAME:PORT for all addresses of a name; repeatable; every node must name them alike (default one in this process, for this node alone)")
 	f.StringVar(&cfg.NodeName, "node-name", cfg.NodeName, "`NAME` of this node to the others, no two alike; with TLS, one that its certificate proves (default the first of those, else the host's name)")
 	f.StringVar(&cfg.Zone, "zone", cfg.Zone, "`NAME` of this node's failure and cost domain; few bytes cross from one to another")
+	f.StringArrayVar(&cfg.Labels, "label", cfg.Labels, "`KEY=VALUE` by which preheat jobs may choose this node; repeatable")
 	f.StringVar(&cfg.TLSCert, "tls-cert", cfg.TLSCert, "PEM `FILE` with this node's certificate, for mutual TLS with other nodes and schedulers; with --tls-key and --tls-ca")
 	f.StringVar(&cfg.TLSKey, "tls-key", cfg.TLSKey, "PEM `FILE` with its key")
 	f.StringVar(&cfg.TLSCA, "tls-ca", cfg.TLSCA, "PEM `FILE` with the CA that signs the certificates of all nodes and schedulers")

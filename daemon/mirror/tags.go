@@ -100,6 +100,11 @@ func (t *tags) resolve(ctx context.Context, req tagRequest) (Manifest, error) {
 	key := tagKey{req.repo, req.tag, callerKey(req.caller), acceptKey(req.accept)}
 	old, known := t.cache.Get(key)
 	known = known && req.proven
+	if learned, ok := t.cache.Get(learnedKey(req.repo, req.tag)); ok && req.proven && !known {
+		// Good for when the origin cannot be asked, and no sooner.
+		old, known = learned, true
+		old.at = old.at.Add(-t.ttl)
+	}
 	if known && time.Since(old.at) < t.ttl {
 		return Manifest{Descriptor: old.Descriptor}, nil
 	}
@@ -116,6 +121,18 @@ func (t *tags) resolve(ctx context.Context, req tagRequest) (Manifest, error) {
 	default:
 		return Manifest{}, err
 	}
+}
+
+// learnedKey is that of a tag of which it was said from elsewhere what it
+// stands for.
+func learnedKey(repo registry.Repository, tag string) tagKey {
+	return tagKey{repo: repo, tag: tag, accept: "learned"}
+}
+
+// Learn takes in what a tag stands for, as its origin said to somebody else. It
+// is what callers who need no proof are told while the origin cannot be asked.
+func (m *Mirror) Learn(repo registry.Repository, tag string, d Descriptor) {
+	m.tags.cache.Add(learnedKey(repo, tag), resolved{d, time.Now()})
 }
 
 // ask asks the origin, once for all who ask at the same time.
