@@ -17,9 +17,19 @@ func (s *settings) credentials() (origin.CredentialFunc, error) {
 	if s.auth != mirror.Node {
 		return nil, nil
 	}
-	store, err := s.dockerStore()
+	credentials, err := DockerCredentials(s.DockerConfig)
 	if err != nil {
 		return nil, &ConfigError{"docker-config", err}
+	}
+	return credentials, nil
+}
+
+// DockerCredentials returns what docker's config.json and its helpers know of
+// each registry. An empty file is the one where docker keeps it.
+func DockerCredentials(file string) (origin.CredentialFunc, error) {
+	store, err := dockerStore(file)
+	if err != nil {
+		return nil, err
 	}
 	return func(ctx context.Context, host string) (origin.Credential, error) {
 		c, err := store.Get(ctx, credentials.ServerAddressFromRegistry(host))
@@ -33,12 +43,12 @@ func (s *settings) credentials() (origin.CredentialFunc, error) {
 	}, nil
 }
 
-func (s *settings) dockerStore() (credentials.Store, error) {
-	if s.DockerConfig == "" {
+func dockerStore(file string) (credentials.Store, error) {
+	if file == "" {
 		return credentials.NewStoreFromDocker(credentials.StoreOptions{})
 	}
-	if _, err := os.Stat(s.DockerConfig); err != nil {
+	if _, err := os.Stat(file); err != nil {
 		return nil, err // a file that was named must be there
 	}
-	return credentials.NewStore(s.DockerConfig, credentials.StoreOptions{})
+	return credentials.NewStore(file, credentials.StoreOptions{})
 }

@@ -49,7 +49,7 @@ var may = map[string][]string{
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},
 	"demo":           {"registry", "registry/registrytest"},
-	"cmd/shoal":      {"daemon", "demo", "scheduler/standalone", "swarmtest"},
+	"cmd/shoal":      {"daemon", "demo", "registry", "registry/origin", "scheduler/api", "scheduler/jobs", "scheduler/standalone", "swarmtest"},
 	"test":           nil,
 }
 
