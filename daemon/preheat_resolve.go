@@ -25,7 +25,7 @@ func (p *preheater) resolve(ctx context.Context, t *task, repo registry.Reposito
 	caller := p.caller(t)
 	top, err := p.top(ctx, caller, repo, t.order.Reference)
 	if err != nil {
-		return nil, fmt.Errorf("%s:%s: %w", repo, t.order.Reference, err)
+		return nil, err
 	}
 	manifest, size, err := p.manifest(ctx, caller, repo, top.Descriptor, top.Body)
 	if err != nil {
@@ -41,7 +41,7 @@ func (p *preheater) resolve(ctx context.Context, t *task, repo registry.Reposito
 	}
 	wanted, err := choose(manifest.Manifests, t.order.Platforms)
 	if err != nil {
-		return nil, fmt.Errorf("%s:%s: %w", repo, t.order.Reference, err)
+		return nil, err
 	}
 	for _, w := range wanted {
 		child, size, err := p.manifest(ctx, caller, repo, mirror.Descriptor{Digest: w.Digest, Size: w.Size}, nil)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -165,18 +166,18 @@ func newBars(out io.Writer, err *os.File, job jobs.Job) *bars {
 		names = append(names, img.Name)
 	}
 	names = append(names, "total")
-	// Beside the name: 5 columns of percent, 11 of the rate, 8 of the time
-	// left, 13 of the nodes, and a bar of at least 10.
-	room := max(min(width-50, 40), 12)
+	// Beside the name: 6 columns of percent, 11 of the rate, 8 of the time
+	// left, 13 of the nodes, and a bar of at least 12.
+	room := max(min(width-54, 40), 12)
 	for i, name := range names {
 		if i == len(names)-1 && len(names) == 2 {
 			break // the one image is all
 		}
 		r := &row{}
-		r.bar = b.p.AddBar(1,
-			mpb.PrependDecorators(decor.Name(fmt.Sprintf("%-*s", min(room, longest(names)), shorten(name, room))), decor.Percentage(decor.WC{W: 5})),
+		// 0 says that the total is to come.
+		r.bar = b.p.AddBar(0,
+			mpb.PrependDecorators(decor.Name(fmt.Sprintf("%-*s", min(room, longest(names)), shorten(name, room))), decor.Percentage(decor.WC{W: 6})),
 			mpb.AppendDecorators(text(&r.rate, 11), text(&r.left, 8), text(&r.nodes, 13)),
-			mpb.BarWidth(0),
 		)
 		b.rows = append(b.rows, r)
 	}
@@ -216,8 +217,13 @@ func (b *bars) show(job jobs.Job) {
 		r := b.rows[i]
 		r.speed.add(p.bytes, now)
 		rate, left, nodes := r.speed.String(), r.speed.left(p), fmt.Sprintf("%d/%d nodes", p.done, p.nodes)
-		if i < len(job.Images) && !job.Images[i].State.Final() {
-			nodes = "resolving"
+		if i < len(job.Images) {
+			switch st := job.Images[i].State; {
+			case st == jobs.Failed:
+				nodes = "failed"
+			case !st.Final():
+				nodes = "resolving"
+			}
 		}
 		if p.done == p.nodes {
 			rate, left = "", ""
@@ -298,24 +304,32 @@ func (l *lines) say(text string)  { fmt.Fprintln(l.out, text) }
 func (l *lines) end(job jobs.Job) { summary(l.out, job) }
 func (l *lines) close()           {}
 
-// maxNamed bounds the nodes that are named at the end.
+// maxNamed bounds the nodes that are named at the end, of each reason.
 const maxNamed = 50
 
 // summary says what became of a job, with each node that is not done.
 func summary(out io.Writer, job jobs.Job) {
 	took := job.Updated.Sub(job.Created).Round(100 * time.Millisecond)
 	fmt.Fprintf(out, "%d of %s done, %s in %s\n", job.Counts.Done, plural(job.Counts.Nodes, "node"), humanize.IBytes(uint64(job.Counts.Bytes)), took)
-	named := 0
+	names := map[string][]string{} // by what became of them
+	var fates []string
 	for _, n := range job.Nodes {
 		if n.State == jobs.Done {
 			continue
 		}
-		if named++; named > maxNamed {
-			continue
+		fate := string(n.State) + ": " + n.Reason
+		if names[fate] == nil {
+			fates = append(fates, fate)
 		}
-		fmt.Fprintf(out, "  %s: %s: %s\n", n.Name, n.State, n.Reason)
+		names[fate] = append(names[fate], n.Name)
 	}
-	if named > maxNamed {
-		fmt.Fprintf(out, "  and %d more: --output json names all\n", named-maxNamed)
+	for _, fate := range fates {
+		list := names[fate]
+		slices.Sort(list)
+		text := strings.Join(list[:min(len(list), maxNamed)], ", ")
+		if len(list) > maxNamed {
+			text += fmt.Sprintf(" and %d more, which --output json names", len(list)-maxNamed)
+		}
+		fmt.Fprintf(out, "%s: %s\n", text, fate)
 	}
 }

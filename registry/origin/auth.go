@@ -70,18 +70,9 @@ func newLRU[K comparable, V any](n int) *lru.Cache[K, V] {
 
 // hint returns the Authorization that repo will probably want, or "".
 func (a *authenticator) hint(ctx context.Context, repo string) (string, error) {
-	c, ok := a.hints.Get(repo)
+	c, ok := a.expected(repo)
 	if !ok {
-		a.mu.Lock()
-		last := a.last
-		a.mu.Unlock()
-		if last == nil {
-			return "", nil
-		}
-		c = *last
-		if !c.basic {
-			c.scope = "repository:" + repo + ":pull"
-		}
+		return "", nil
 	}
 	value, err := a.answer(ctx, c, "")
 	if err != nil {
@@ -91,6 +82,24 @@ func (a *authenticator) hint(ctx context.Context, repo string) (string, error) {
 		return "", context.Cause(ctx)
 	}
 	return value, nil
+}
+
+// expected returns the challenge that repo will probably make.
+func (a *authenticator) expected(repo string) (challenge, bool) {
+	if c, ok := a.hints.Get(repo); ok {
+		return c, true
+	}
+	a.mu.Lock()
+	last := a.last
+	a.mu.Unlock()
+	if last == nil {
+		return challenge{}, false
+	}
+	c := *last
+	if !c.basic {
+		c.scope = "repository:" + repo + ":pull"
+	}
+	return c, true
 }
 
 func (a *authenticator) remember(repo string, c challenge) {

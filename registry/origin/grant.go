@@ -29,7 +29,7 @@ func (c *Client) Grant(ctx context.Context, t Target, ref string, not Grant) (Gr
 		return Grant{}, err
 	}
 	a := q.e.auth
-	hint, ok := a.hints.Get(q.repo())
+	hint, ok := a.expected(q.repo())
 	cred, err := q.e.cfg.Credentials(ctx, q.e.host)
 	if err != nil || !ok || cred == (Credential{}) {
 		return Grant{}, err
