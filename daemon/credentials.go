@@ -11,13 +11,18 @@ import (
 	"github.com/shoalproject/shoal/registry/origin"
 )
 
-// credentials returns in whose name the daemon asks origins: docker's
-// config.json and its helpers with --auth node, nobody's otherwise.
+// credentials returns in whose name the daemon asks origins when it asks in
+// its own: docker's config.json and its helpers. With --auth relay it does so
+// for preheats alone; with --auth open, where everyone may read what it gets,
+// it has no credentials.
 func (s *settings) credentials() (origin.CredentialFunc, error) {
-	if s.auth != mirror.Node {
+	if s.auth == mirror.Open {
 		return nil, nil
 	}
 	credentials, err := DockerCredentials(s.DockerConfig)
+	if err != nil && s.auth == mirror.Relay && s.DockerConfig == "" {
+		return nil, nil // nobody said that there are any
+	}
 	if err != nil {
 		return nil, &ConfigError{"docker-config", err}
 	}

@@ -34,6 +34,7 @@ var may = map[string][]string{
 	"scheduler/jobs":     nil,
 	"scheduler/jobstore": {"scheduler/jobs"},
 	"scheduler/api":      {"scheduler/jobs"},
+	"scheduler/harbor":   {"scheduler/jobs"},
 
 	// The two ends know nothing of the network, and the network nothing of
 	// them: who puts a process together joins them.
@@ -42,7 +43,7 @@ var may = map[string][]string{
 	"scheduler/wire/outbox": nil,
 	"scheduler/server":      {"scheduler", "scheduler/jobs", "scheduler/wire/outbox"},
 	"scheduler/client":      {"scheduler", "scheduler/jobs", "scheduler/wire/outbox"},
-	"scheduler/standalone":  {"scheduler", "scheduler/api", "scheduler/jobs", "scheduler/jobstore", "scheduler/server", "scheduler/wire", "mtls"},
+	"scheduler/standalone":  {"scheduler", "scheduler/api", "scheduler/harbor", "scheduler/jobs", "scheduler/jobstore", "scheduler/server", "scheduler/wire", "mtls"},
 
 	"daemon": {"daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
 		"scheduler", "scheduler/jobs", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls"},

@@ -264,7 +264,7 @@ func TestPreheatTargets(t *testing.T) {
 					n.stored(d, is && slices.Contains(row.has, p))
 				}
 			}
-				})
+		})
 	}
 }
 

@@ -67,7 +67,7 @@ beats the file.`,
 	f.StringArrayVar(&cfg.Registries, "registry", cfg.Registries, "allow this `UPSTREAM`: HOST, or HOST=URL if its origin is elsewhere; options, each after a comma: ca=FILE, cert=FILE and key=FILE, allow=HOST:PORT (may be redirected to); repeatable; naming any replaces the list of public ones")
 	f.StringVar(&cfg.DefaultRegistry, "default-registry", cfg.DefaultRegistry, "upstream `HOST` of requests that name none")
 	f.StringVar(&cfg.Auth, "auth", cfg.Auth, "`MODE` of deciding who may read: relay (the origin decides for every caller), node (this node's docker config.json speaks for all), open (everyone)")
-	f.StringVar(&cfg.DockerConfig, "docker-config", cfg.DockerConfig, "`FILE` with the credentials for --auth node (default docker's own)")
+	f.StringVar(&cfg.DockerConfig, "docker-config", cfg.DockerConfig, "`FILE` with the credentials for --auth node, and for preheats that bring none (default docker's own)")
 	f.Var(newBytes(&cfg.UploadRate), "upload-rate", "`SIZE` per second sent to all other nodes together; 0 is no limit")
 	f.Var(newBytes(&cfg.DownloadRate), "download-rate", "`SIZE` per second received from all other nodes together; 0 is no limit")
 	f.Var(newBytes(&cfg.OriginRate), "origin-rate", "`SIZE` per second read from all origins together; 0 is no limit")
