@@ -49,8 +49,9 @@ var may = map[string][]string{
 		"scheduler", "scheduler/jobs", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls"},
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},
+	"layout":         {"registry"},
 	"demo":           {"registry", "registry/registrytest"},
-	"cmd/shoal":      {"daemon", "demo", "registry", "registry/origin", "scheduler/api", "scheduler/jobs", "scheduler/standalone", "swarmtest"},
+	"cmd/shoal":      {"daemon", "demo", "layout", "registry", "registry/origin", "scheduler/api", "scheduler/jobs", "scheduler/standalone", "swarmtest"},
 	"test":           nil,
 }
 

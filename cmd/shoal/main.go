@@ -90,7 +90,7 @@ not fetch again; every byte is verified.`,
 		".LocalFlags.FlagUsages", ".LocalFlags.FlagUsagesWrapped 100",
 		".InheritedFlags.FlagUsages", ".InheritedFlags.FlagUsagesWrapped 100",
 	).Replace(root.UsageTemplate()))
-	root.AddCommand(newDaemonCommand(), newSchedulerCommand(), newPreheatCommand(), newDemoCommand(), newVersionCommand())
+	root.AddCommand(newDaemonCommand(), newSchedulerCommand(), newPreheatCommand(), newStatusCommand(), newTopCommand(), newPullCommand(), newDemoCommand(), newVersionCommand())
 	return root
 }
 
