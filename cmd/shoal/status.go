@@ -154,8 +154,8 @@ type nodeSpeeds struct{ origin, in, out, served speed }
 // most rows.
 func (b *board) draw(st api.Status, now time.Time) string {
 	b.measure(st, now)
-	head := []string{fmt.Sprintf("shoal %s   %s   %s   %s   %d from origins",
-		st.Version, plural(len(st.Nodes), "node"), plural(st.Totals.Swarms, "blob"), plural(len(running(st.Jobs)), "running job"), st.Totals.Streams)}
+	head := []string{fmt.Sprintf("shoal %s   %s   %s   %s   %s",
+		st.Version, plural(len(st.Nodes), "node"), plural(st.Totals.Swarms, "blob"), plural(len(running(st.Jobs)), "running job"), plural(st.Totals.Streams, "origin stream"))}
 	if st.Totals.Bans+st.Totals.Holds > 0 {
 		head[0] += fmt.Sprintf("   %d banned, %d origins resting", st.Totals.Bans, st.Totals.Holds)
 	}
@@ -228,13 +228,13 @@ func (b *board) jobs(list []jobs.Job) []string {
 	if len(list) == 0 {
 		return nil
 	}
-	out := []string{fmt.Sprintf("%-17s %-9s %-22s %5s %9s %s", "JOB", "STATE", "", "", "NODES", "IMAGES")}
+	out := []string{fmt.Sprintf("%-17s %-9s %-14s %5s %9s %s", "JOB", "STATE", "", "", "NODES", "IMAGES")}
 	for _, j := range list {
 		names := make([]string, len(j.Images))
 		for i, img := range j.Images {
 			names[i] = path.Base(img.Name)
 		}
-		out = append(out, fmt.Sprintf("%-17s %-9s %-22s %5s %9s %s", j.ID, j.State, bar(j.Counts.Bytes, j.Counts.Size, 20),
+		out = append(out, fmt.Sprintf("%-17s %-9s %-14s %5s %9s %s", j.ID, j.State, bar(j.Counts.Bytes, j.Counts.Size, 12),
 			percent(j.Counts.Bytes, j.Counts.Size), fmt.Sprintf("%d/%d", j.Counts.Done, j.Counts.Nodes), strings.Join(names, " ")))
 	}
 	return out
