@@ -60,7 +60,7 @@ func (s Source) get(ctx context.Context, kind, ref string, header http.Header) (
 	return resp, nil
 }
 
-var manifestTypes = http.Header{"Accept": {v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, registry.MediaTypeDockerManifestList, registry.MediaTypeDockerManifest, "*/*"}}
+var manifestTypes = http.Header{"Accept": registry.AcceptAll}
 
 // manifest gets a manifest into the layout.
 func (s Source) manifest(ctx context.Context, dir, ref string) (registry.Manifest, v1.Descriptor, []byte, error) {

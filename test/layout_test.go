@@ -97,7 +97,7 @@ func readDir(t *testing.T, dir string) map[string][]byte {
 func TestPullToLayout(t *testing.T) {
 	o := registrytest.New(t)
 	o.AddImage("app", "v1", noise(1, 3<<20), noise(2, 1000))
-	layers := index(o, "linux/amd64", "linux/arm64")
+	layers := index(o, "multi", 100, "linux/amd64", "linux/arm64")
 	n := startNode(t, o)
 	source := func(ref string, platforms ...string) layout.Source {
 		return layout.Source{Mirror: n.url, Repository: upstream + "/app", Reference: ref, Platforms: platforms, Matches: jobs.PlatformMatches}

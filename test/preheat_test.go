@@ -162,14 +162,6 @@ func TestPreheatThenRelay(t *testing.T) {
 // own is the platform of the nodes.
 const own = "linux/" + runtime.GOARCH
 
-// empty takes from a node all blobs that it holds.
-func (n *node) empty() {
-	n.t.Helper()
-	if err := os.RemoveAll(filepath.Join(n.cfg.DataDir, "blobs")); err != nil {
-		n.t.Fatal(err)
-	}
-}
-
 // redis runs a redis-server and returns its URL.
 func redis(t *testing.T) string {
 	t.Helper()
@@ -200,25 +192,24 @@ func redis(t *testing.T) string {
 }
 
 // index puts an image for several platforms into the origin and returns the
-// digests of the layers, which have the index as seed.
-func index(o *registrytest.Origin, platforms ...string) map[string]digest.Digest {
+// digests of the layers. Other seeds make other layers.
+func index(o *registrytest.Origin, tag string, seed int, platforms ...string) map[string]digest.Digest {
 	layers := map[string]digest.Digest{}
 	var list []v1.Descriptor
 	for i, p := range platforms {
-		img := o.AddImage("app", "", noise(uint64(100+i), 1<<20))
+		img := o.AddImage("app", "", noise(uint64(seed+i), 1<<20))
 		os, arch, _ := strings.Cut(p, "/")
 		d := img.Manifest
 		d.Platform = &v1.Platform{OS: os, Architecture: arch}
 		list = append(list, d)
 		layers[p] = img.Layers[0].Digest
 	}
-	o.AddIndex("app", "multi", list...)
+	o.AddIndex("app", tag, list...)
 	return layers
 }
 
 func TestPreheatTargets(t *testing.T) {
 	o := registrytest.New(t)
-	layers := index(o, "linux/amd64", "linux/arm64")
 	s := startScheduler(t)
 	var nodes []*node
 	for i := range 8 {
@@ -228,7 +219,7 @@ func TestPreheatTargets(t *testing.T) {
 		}))
 	}
 	c := s.client(t)
-	for _, row := range []struct {
+	for k, row := range []struct {
 		nodes     []string
 		platforms []string
 		want      func(i int) bool // which nodes
@@ -242,10 +233,9 @@ func TestPreheatTargets(t *testing.T) {
 		{[]string{"node1,node2"}, []string{"linux/arm64"}, func(i int) bool { return i == 1 || i == 2 }, 2, []string{"linux/arm64"}},
 	} {
 		t.Run(fmt.Sprint(row.nodes, row.platforms), func(t *testing.T) {
-			for _, n := range nodes {
-				n.empty()
-			}
-			job := create(t, c, 8, api.Request{Spec: jobs.Spec{Images: []string{upstream + "/app:multi"}, Nodes: row.nodes, Platforms: row.platforms}})
+			tag := fmt.Sprint("v", k)
+			layers := index(o, tag, 100*k, "linux/amd64", "linux/arm64")
+			job := create(t, c, 8, api.Request{Spec: jobs.Spec{Images: []string{upstream + "/app:" + tag}, Nodes: row.nodes, Platforms: row.platforms}})
 			job = ended(t, c, job.ID)
 			wantState(t, job, jobs.Done)
 			chosen := map[string]bool{}
@@ -380,4 +370,37 @@ func TestPreheatOfNothing(t *testing.T) {
 		}
 	}
 	noSecret(t, nodes, s, creds)
+}
+
+// A preheat steps back while somebody waits for another download, and goes on
+// with what it had.
+func TestPreheatYields(t *testing.T) {
+	o := registrytest.New(t)
+	img := o.AddImage("app", "v1", noise(1, 16<<20))
+	wanted := o.AddBlob("app", noise(9, 2<<20))
+	s := startScheduler(t)
+	n := startCluster(t, o, 1, []*sched{s})[0]
+	layer := img.Layers[0].Digest
+	half, hold := make(chan struct{}), make(chan struct{})
+	o.Inject(registrytest.Order{Kind: registrytest.Blob, Digest: layer}, registrytest.HangAfter(8<<20, half))
+	o.Inject(registrytest.Order{Kind: registrytest.Blob, Digest: wanted}, registrytest.HangAfter(1<<20, hold))
+	c := s.client(t)
+	job := create(t, c, 1, api.Request{Spec: jobs.Spec{Images: []string{upstream + "/app:v1"}}})
+	eventually(t, "half of the layer is here", func() bool {
+		got, err := c.Wait(t.Context(), job.ID, -1)
+		return err == nil && got.Counts.Bytes >= 7<<20
+	})
+	pulled := make(chan answer)
+	go func() { pulled <- n.get(blobPath(wanted)) }()
+	eventually(t, "the preheat has left its download to the one that is waited for", func() bool {
+		return n.metric("shoal_blobs_in_flight") == "1" && o.Sent(wanted) > 0
+	})
+	o.Heal()
+	close(half)
+	close(hold)
+	n.right(<-pulled, wanted)
+	wantState(t, ended(t, c, job.ID), jobs.Done)
+	if sent := o.Sent(layer); sent > 16<<20+2<<20 {
+		t.Errorf("the origin sent %d bytes of a layer of %d", sent, 16<<20)
+	}
 }

@@ -154,6 +154,6 @@ func (p *pullFlags) start(ctx context.Context, ref jobs.Ref, cmd *cobra.Command)
 	return func() {
 		cancel()
 		// What it has is kept for the next time; there is no more to say.
-		_ = <-done
+		<-done
 	}, d.MirrorAddr().String(), nil
 }

@@ -14,10 +14,7 @@ import (
 
 // AcceptAll names every kind of manifest that can be served, for requests of
 // our own by digest.
-var AcceptAll = []string{
-	v1.MediaTypeImageIndex, v1.MediaTypeImageManifest,
-	registry.MediaTypeDockerManifestList, registry.MediaTypeDockerManifest, "*/*",
-}
+var AcceptAll = registry.AcceptAll
 
 // manifest answers GET and HEAD of a manifest.
 func (c *call) manifest(ctx context.Context) {

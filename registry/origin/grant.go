@@ -2,8 +2,11 @@ package origin
 
 import (
 	"context"
+	"net/http"
 	"strings"
 	"time"
+
+	"github.com/shoalproject/shoal/registry"
 )
 
 // Grant is what lets its bearer pull from one repository.
@@ -21,10 +24,10 @@ type Grant struct {
 // is not wanted again, since it is about to end. Errors are as those of
 // HeadManifest.
 func (c *Client) Grant(ctx context.Context, t Target, ref string, not Grant) (Grant, error) {
-	if _, err := c.HeadManifest(ctx, t, ref, []string{"*/*"}); err != nil {
+	if _, err := c.HeadManifest(ctx, t, ref, registry.AcceptAll); err != nil {
 		return Grant{}, err
 	}
-	q, err := c.manifestCall("HEAD", t, ref, nil)
+	q, err := c.manifestCall(http.MethodHead, t, ref, nil)
 	if err != nil {
 		return Grant{}, err
 	}

@@ -15,7 +15,6 @@ type world struct {
 	t    *testing.T
 	core *Core
 	now  time.Time
-	sent []Out // not yet looked at
 }
 
 func newWorld(t *testing.T, nodes ...Facts) *world {
@@ -420,6 +419,24 @@ func TestAdoptPrivate(t *testing.T) {
 			w.report(name, Done, "", done(3)...)
 		}
 		w.want(Done, Counts{Nodes: 3, Done: 3})
+	}
+}
+
+// A daemon that knows of no orders is sent none, and said to be too old.
+func TestOldDaemon(t *testing.T) {
+	facts := many(2)
+	facts[1].Preheats, facts[1].Version = false, "v0.1"
+	w := newWorld(t, facts...)
+	w.create(Spec{Images: []string{"a"}}, nil)
+	w.resolve(Report{State: Done, Resolved: resolution()})
+	orders := w.orders()
+	if orders["n1"] != nil || orders["n0"] == nil {
+		t.Errorf("orders %v", orders)
+	}
+	w.report("n0", Done, "", done(3)...)
+	j := w.want(Failed, Counts{Nodes: 2, Done: 1, Failed: 1})
+	if n := j.Nodes[j.find("n1")]; !strings.Contains(n.Reason, "v0.1") {
+		t.Errorf("%+v", n)
 	}
 }
 

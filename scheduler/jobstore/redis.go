@@ -93,7 +93,7 @@ func (r *Redis) List(ctx context.Context, ids ...string) ([]jobs.Job, error) {
 	if len(ids) == 0 {
 		field = "summary"
 		var err error
-		if ids, err = r.db.ZRevRange(ctx, prefix+"all", 0, -1).Result(); err != nil {
+		if ids, err = r.db.ZRange(ctx, prefix+"all", 0, -1).Result(); err != nil {
 			return nil, fmt.Errorf("redis: %w", err)
 		}
 	}
