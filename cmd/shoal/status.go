@@ -155,7 +155,7 @@ type nodeSpeeds struct{ origin, in, out, served speed }
 func (b *board) draw(st api.Status, now time.Time) string {
 	b.measure(st, now)
 	head := []string{fmt.Sprintf("shoal %s   %s   %s   %s   %s",
-		st.Version, plural(len(st.Nodes), "node"), plural(st.Totals.Swarms, "blob"), plural(len(running(st.Jobs)), "running job"), plural(st.Totals.Streams, "origin stream"))}
+		st.Version, plural(len(st.Nodes), "node"), plural(st.Totals.Swarms, "blob"), plural(len(unfinished(st.Jobs)), "running job"), plural(st.Totals.Streams, "origin stream"))}
 	if st.Totals.Bans+st.Totals.Holds > 0 {
 		head[0] += fmt.Sprintf("   %d banned, %d origins resting", st.Totals.Bans, st.Totals.Holds)
 	}
@@ -199,7 +199,7 @@ func (b *board) measure(st api.Status, now time.Time) {
 	}
 }
 
-func running(list []jobs.Job) (out []jobs.Job) {
+func unfinished(list []jobs.Job) (out []jobs.Job) {
 	for _, j := range list {
 		if !j.Ended() {
 			out = append(out, j)
