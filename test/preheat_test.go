@@ -404,3 +404,28 @@ func TestPreheatYields(t *testing.T) {
 		t.Errorf("the origin sent %d bytes of a layer of %d", sent, 16<<20)
 	}
 }
+
+// What is left of a download that nobody waited for any more is looked at and
+// used when somebody does, in a swarm too.
+func TestSwarmResumes(t *testing.T) {
+	const size = 16 << 20
+	o := registrytest.New(t)
+	d := o.AddBlob("app", noise(1, size))
+	n := startCluster(t, o, 1, []*sched{startScheduler(t)})[0]
+	release := make(chan struct{})
+	o.Inject(registrytest.Order{Kind: registrytest.Blob, Digest: d}, registrytest.HangAfter(4<<20, release))
+	resp, err := n.http.Get(n.url + blobPath(d))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "much of it has come", func() bool { return n.number("shoal_origin_received_bytes_total") > 4<<20 })
+	resp.Body.Close()
+	n.settled()
+	had := o.Sent(d)
+	o.Heal()
+	close(release)
+	n.blob(d)
+	if sent := o.Sent(d); sent > size+4<<20 {
+		t.Errorf("the origin sent %d bytes, %d of them before", sent, had)
+	}
+}
