@@ -144,6 +144,7 @@ type mirrorBlobs struct {
 	fetcher *fetch.Fetcher
 	store   *store.Store
 	client  *origin.Client
+	pods    *precedence // nil: nobody waits
 }
 
 func (b mirrorBlobs) Stat(d digest.Digest) (int64, bool) { return b.store.Stat(d) }
@@ -159,7 +160,7 @@ func (b mirrorBlobs) Open(ctx context.Context, req mirror.Request) (mirror.Reade
 	if err != nil {
 		return nil, err
 	}
-	return r, nil
+	return b.pods.await(r), nil
 }
 
 func (b mirrorBlobs) source(req mirror.Request) fetch.Source {

@@ -23,6 +23,7 @@ import (
 	"github.com/shoalproject/shoal/daemon/store"
 	"github.com/shoalproject/shoal/scheduler"
 	"github.com/shoalproject/shoal/scheduler/client"
+	"github.com/shoalproject/shoal/scheduler/jobs"
 	"github.com/shoalproject/shoal/scheduler/server"
 	"github.com/shoalproject/shoal/scheduler/wire"
 )
@@ -53,6 +54,7 @@ type cluster struct {
 	endpoint *peer.Endpoint
 	client   *client.Client
 	embedded *server.Server // nil if schedulers were named
+	preheats *preheater     // set before run
 	listener net.Listener
 	removed  chan digest.Digest
 
@@ -96,7 +98,7 @@ func newCluster(s *settings, log *slog.Logger) (_ *cluster, err error) {
 	pcfg := peer.Config{Logger: log, ID: peerID(c.id), Finder: c, Upload: limiter(s.UploadRate), Download: limiter(s.DownloadRate)}
 	ccfg := client.Config{
 		Schedulers: s.Schedulers, Log: log,
-		Hello: scheduler.Hello{Addr: c.advertised(s.PeerAdvertise), Zone: s.Zone},
+		Hello: scheduler.Hello{Addr: c.advertised(s.PeerAdvertise), Zone: s.Zone, Node: s.node()},
 	}
 	dialer := &wire.Dialer{Log: log}
 	if s.identity != nil {
@@ -179,6 +181,10 @@ func (c *cluster) run(ctx context.Context) error {
 	group.Go(func() error { return c.endpoint.Serve(ctx, c.listener) })
 	group.Go(func() error {
 		c.tellRemoved(ctx)
+		return nil
+	})
+	group.Go(func() error {
+		c.preheats.run(ctx)
 		return nil
 	})
 	return group.Wait()
@@ -329,6 +335,12 @@ func (c *cluster) Deliver(msg any) {
 		if blob = msg.Blob; blob == "" {
 			c.log.Warn("scheduler refuses this node", "reason", msg.Reason)
 		}
+	case *jobs.Order:
+		c.preheats.take(msg)
+		return
+	case *jobs.Stop:
+		c.preheats.stop(msg.Job)
+		return
 	case *scheduler.Hold:
 		for _, m := range c.all() {
 			m.Tell(msg)

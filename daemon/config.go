@@ -45,6 +45,8 @@ type Config struct {
 	// Zone is the failure and cost domain of the node; bytes cross from one
 	// to another as seldom as can be. Empty is a zone, too.
 	Zone string
+	// Labels are KEY=VALUE, by which preheat jobs may choose nodes.
+	Labels []string
 	// TLSCert, TLSKey and TLSCA are PEM files for mutual TLS among nodes and
 	// to schedulers: all three, or none for plaintext.
 	TLSCert, TLSKey, TLSCA string
@@ -148,6 +150,7 @@ type settings struct {
 	identity *mtls.Identity
 	// nodeName is NodeName, or what stands for it when that is empty.
 	nodeName string
+	labels   map[string]string
 }
 
 // ConfigError says which setting is wrong.
@@ -274,6 +277,9 @@ func (s *settings) swarm() error {
 		return &ConfigError{"zone", err}
 	}
 	var err error
+	if s.labels, err = parseLabels(s.Labels); err != nil {
+		return &ConfigError{"label", err}
+	}
 	if s.identity, err = mtls.Load(s.TLSCert, s.TLSKey, s.TLSCA); err != nil {
 		if wrong := (*mtls.Error)(nil); errors.As(err, &wrong) {
 			return &ConfigError{wrong.Setting, wrong.Err}

@@ -19,7 +19,8 @@ import (
 )
 
 // credentials are those of docker's config.json, in which name the node asks
-// the registries of auth mode node. They follow the file.
+// the registries of auth mode node for all callers, and those of mode relay for
+// preheats that bring none. They follow the file.
 type credentials struct {
 	cfg  *settings
 	log  *slog.Logger
@@ -27,38 +28,61 @@ type credentials struct {
 	ring atomic.Pointer[keyring]
 }
 
-// newCredentials returns nil if no registry is asked in the node's own name.
+// newCredentials returns nil if no registry is asked in the node's own name,
+// or if nobody said that there are credentials and docker has none.
 func newCredentials(s *settings, log *slog.Logger) (*credentials, error) {
-	needed := false
+	modes := map[mirror.Auth]bool{}
 	for _, host := range s.upstreams.Hosts() {
-		needed = needed || s.authFor(host) == mirror.Node
+		modes[s.authFor(host)] = true
 	}
-	if !needed {
+	if !modes[mirror.Node] && !modes[mirror.Relay] {
 		return nil, nil
 	}
-	c := &credentials{cfg: s, log: log, path: s.DockerConfig}
-	if c.path != "" {
-		if _, err := os.Stat(c.path); err != nil {
-			return nil, &ConfigError{"docker-config", err} // a file that was named must be there
-		}
-	} else {
-		store, err := orascreds.NewStoreFromDocker(orascreds.StoreOptions{})
-		if err != nil {
-			return nil, &ConfigError{"docker-config", err}
-		}
-		c.path = store.ConfigPath()
-	}
-	ring, err := readKeyring(c.path)
-	if err != nil {
+	path, ring, err := dockerKeyring(s.DockerConfig)
+	switch {
+	case err == nil:
+	case !modes[mirror.Node] && s.DockerConfig == "":
+		log.Warn("docker config cannot be read; preheats that bring no credentials are anonymous", "err", err)
+		return nil, nil
+	default:
 		return nil, &ConfigError{"docker-config", err}
 	}
+	c := &credentials{cfg: s, log: log, path: path}
 	c.ring.Store(ring)
 	return c, nil
 }
 
-// of returns the credentials to try for a repository, in that order.
+// DockerCredentials returns what docker's config.json and its helpers know of
+// each repository. An empty file is the one where docker keeps it.
+func DockerCredentials(file string) (origin.CredentialFunc, error) {
+	_, ring, err := dockerKeyring(file)
+	if err != nil {
+		return nil, err
+	}
+	return ring.lookup, nil
+}
+
+func dockerKeyring(file string) (string, *keyring, error) {
+	if file != "" {
+		if _, err := os.Stat(file); err != nil {
+			return "", nil, err // a file that was named must be there
+		}
+	} else {
+		store, err := orascreds.NewStoreFromDocker(orascreds.StoreOptions{})
+		if err != nil {
+			return "", nil, err
+		}
+		file = store.ConfigPath()
+	}
+	ring, err := readKeyring(file)
+	return file, ring, err
+}
+
+// of returns the credentials to try for a repository, in that order. Callers
+// of a registry of mode relay are anonymous where they bring nothing, and not
+// asked for here.
 func (c *credentials) of(ctx context.Context, repo registry.Repository) ([]origin.Credential, error) {
-	if c == nil || c.cfg.authFor(repo.Host) != mirror.Node {
+	if c == nil || c.cfg.authFor(repo.Host) == mirror.Open {
 		return nil, nil
 	}
 	return c.ring.Load().lookup(ctx, repo)

@@ -31,6 +31,7 @@ type Daemon struct {
 	metrics *metrics
 	// credentials is nil if no registry is asked in the node's own name.
 	credentials *credentials
+	pods        *precedence
 
 	mirror net.Listener
 	admin  net.Listener
@@ -48,7 +49,7 @@ func New(cfg Config) (*Daemon, error) {
 	if s.Logger == nil {
 		s.Logger = slog.New(slog.DiscardHandler)
 	}
-	d := &Daemon{cfg: s, log: s.Logger}
+	d := &Daemon{cfg: s, log: s.Logger, pods: newPrecedence()}
 	if err := d.open(); err != nil {
 		d.close()
 		return nil, err
@@ -153,7 +154,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	handler, err := mirror.New(mirror.Config{
 		Upstreams: d.cfg.upstreams,
 		Origin:    mirrorOrigin{d.client},
-		Blobs:     mirrorBlobs{d.fetcher, d.store, d.client},
+		Blobs:     mirrorBlobs{d.fetcher, d.store, d.client, d.pods},
 		Auth:      d.cfg.authFor,
 		TagTTL:    d.cfg.TagTTL,
 		Logger:    d.log,
@@ -176,6 +177,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	// Peers and schedulers stay until the last response has gone out.
 	cctx, leave := context.WithCancel(context.WithoutCancel(ctx))
 	defer leave()
+	d.cluster.preheats = newPreheater(cctx, d, handler)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.cluster.run(cctx) })
 	group.Go(func() error {

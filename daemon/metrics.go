@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"strconv"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -20,6 +21,7 @@ type metrics struct {
 	sent     *prometheus.CounterVec
 	seconds  *prometheus.HistogramVec
 	permits  *prometheus.CounterVec
+	served   atomic.Int64 // bytes of bodies
 }
 
 func newMetrics(d *Daemon) *metrics {
@@ -70,6 +72,7 @@ func (m *metrics) observe(a mirror.Access) {
 		m.permits.WithLabelValues(string(a.Permission)).Inc()
 	}
 	m.sent.WithLabelValues(kind).Add(float64(a.Bytes))
+	m.served.Add(a.Bytes)
 	m.seconds.WithLabelValues(kind).Observe(a.Duration.Seconds())
 }
 

@@ -21,6 +21,12 @@ const (
 	MediaTypeDockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
 )
 
+// AcceptAll names every kind of manifest that can be served, for the Accept
+// header: some registries do not find what is not named there.
+var AcceptAll = []string{
+	v1.MediaTypeImageIndex, v1.MediaTypeImageManifest, MediaTypeDockerManifestList, MediaTypeDockerManifest, "*/*",
+}
+
 // plainJSON says nothing about the kind of a manifest; some origins send it.
 const plainJSON = "application/json"
 

@@ -17,8 +17,9 @@ type Run struct{ First, Count int }
 func (r Run) End() int { return r.First + r.Count }
 
 // In is a message from a peer. Every field is a claim: what is out of bounds
-// is ignored, never believed.
-type In interface{ in() }
+// is ignored, never believed. Messages of other packages may be In too, such
+// as those of package jobs; the core takes no notice of them.
+type In interface{ ToScheduler() }
 
 // Hello opens a peer's connection and must be its first message. A second one
 // from the same peer means that the peer has come back: the first connection
@@ -28,9 +29,23 @@ type Hello struct {
 	Addr string
 	// Zone is the failure and cost domain of the peer; may be empty.
 	Zone string
+	// Node is what operators know of the peer's node. The core has no use for
+	// it.
+	Node Node
 	// Inventory lists the blobs that the peer holds whole. Those that it is
 	// pulling it joins, each with what it has.
 	Inventory []Holding
+}
+
+// Node is what a daemon says of its node.
+type Node struct {
+	// Name stays the same when the daemon is restarted.
+	Name string
+	// Platform is os/arch[/variant], Version that of the daemon.
+	Platform, Version string
+	Labels            map[string]string
+	// Preheats says that it takes orders to preheat.
+	Preheats bool
 }
 
 // Holding is one whole blob of an inventory.
@@ -236,13 +251,32 @@ type Refused struct {
 	Reason Reason
 }
 
-func (Hello) in()    {}
-func (Bye) in()      {}
-func (Join) in()     {}
-func (Have) in()     {}
-func (Complete) in() {}
-func (Sized) in()    {}
-func (GiveBack) in() {}
-func (Leave) in()    {}
-func (Report) in()   {}
-func (Missing) in()  {}
+// ToScheduler implements In.
+func (Hello) ToScheduler() {}
+
+// ToScheduler implements In.
+func (Bye) ToScheduler() {}
+
+// ToScheduler implements In.
+func (Join) ToScheduler() {}
+
+// ToScheduler implements In.
+func (Have) ToScheduler() {}
+
+// ToScheduler implements In.
+func (Complete) ToScheduler() {}
+
+// ToScheduler implements In.
+func (Sized) ToScheduler() {}
+
+// ToScheduler implements In.
+func (GiveBack) ToScheduler() {}
+
+// ToScheduler implements In.
+func (Leave) ToScheduler() {}
+
+// ToScheduler implements In.
+func (Report) ToScheduler() {}
+
+// ToScheduler implements In.
+func (Missing) ToScheduler() {}

@@ -16,9 +16,11 @@ import (
 
 // sched is a running scheduler.
 type sched struct {
-	addr string
-	cfg  standalone.Config
-	stop func() // stops it and waits for it
+	addr  string
+	admin string
+	cfg   standalone.Config
+	logs  *lockedBuffer
+	stop  func() // stops it and waits for it
 }
 
 func startScheduler(t *testing.T, change ...func(*standalone.Config)) *sched {
@@ -37,7 +39,7 @@ func startScheduler(t *testing.T, change ...func(*standalone.Config)) *sched {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	sc := &sched{addr: s.Addr().String(), cfg: cfg}
+	sc := &sched{addr: s.Addr().String(), admin: s.AdminAddr().String(), cfg: cfg, logs: logs}
 	sc.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {

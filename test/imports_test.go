@@ -36,21 +36,27 @@ var may = map[string][]string{
 	"scheduler":     {"piece"},
 	"scheduler/sim": {"scheduler", "piece"},
 
+	"scheduler/jobs":     nil,
+	"scheduler/jobstore": {"scheduler/jobs"},
+	"scheduler/api":      {"scheduler/jobs"},
+	"scheduler/harbor":   {"scheduler/jobs"},
+
 	// The two ends know nothing of the network, and the network nothing of
 	// them: who puts a process together joins them.
-	"scheduler/wire":        {"scheduler", "scheduler/wire/wirepb"},
+	"scheduler/wire":        {"scheduler", "scheduler/jobs", "scheduler/wire/wirepb"},
 	"scheduler/wire/wirepb": nil,
 	"scheduler/wire/outbox": nil,
-	"scheduler/server":      {"scheduler", "scheduler/wire/outbox"},
-	"scheduler/client":      {"scheduler", "scheduler/wire/outbox"},
-	"scheduler/standalone":  {"scheduler", "scheduler/server", "scheduler/wire", "mtls", "systemd"},
+	"scheduler/server":      {"scheduler", "scheduler/jobs", "scheduler/wire/outbox"},
+	"scheduler/client":      {"scheduler", "scheduler/jobs", "scheduler/wire/outbox"},
+	"scheduler/standalone":  {"scheduler", "scheduler/api", "scheduler/harbor", "scheduler/jobs", "scheduler/jobstore", "scheduler/server", "scheduler/wire", "mtls", "systemd"},
 
 	"daemon": {"daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
-		"scheduler", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls", "nodeinfo", "systemd"},
+		"scheduler", "scheduler/jobs", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls", "nodeinfo", "systemd"},
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},
+	"layout":         {"registry"},
 	"demo":           {"registry", "registry/registrytest"},
-	"cmd/shoal":      {"daemon", "demo", "doctor", "attach", "mtls", "registry", "runtimes", "scheduler/standalone", "swarmtest", "systemd"},
+	"cmd/shoal":      {"daemon", "demo", "doctor", "attach", "layout", "mtls", "registry", "registry/origin", "runtimes", "scheduler/api", "scheduler/jobs", "scheduler/standalone", "swarmtest", "systemd"},
 	"test":           nil,
 }
 

@@ -23,6 +23,7 @@ const (
 	exitOK     = 0
 	exitFailed = 1
 	exitUsage  = 2
+	exitSome   = 3 // some nodes failed
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -50,7 +51,11 @@ func exitCode(err error) int {
 		usage     *usageError
 		node      *daemon.ConfigError
 		scheduler *standalone.ConfigError
+		exit      *exitError
 	)
+	if errors.As(err, &exit) {
+		return exit.code
+	}
 	if errors.As(err, &usage) || errors.As(err, &node) || errors.As(err, &scheduler) {
 		return exitUsage
 	}
@@ -85,8 +90,8 @@ not fetch again; every byte is verified.`,
 		".LocalFlags.FlagUsages", ".LocalFlags.FlagUsagesWrapped 100",
 		".InheritedFlags.FlagUsages", ".InheritedFlags.FlagUsagesWrapped 100",
 	).Replace(root.UsageTemplate()))
-	root.AddCommand(newDaemonCommand(), newSchedulerCommand(), newContainerdCommand(), newDemoCommand(), newVersionCommand(),
-		newAttachCommand(), newCertificateCommand())
+	root.AddCommand(newDaemonCommand(), newSchedulerCommand(), newPreheatCommand(), newStatusCommand(), newTopCommand(), newPullCommand(),
+		newContainerdCommand(), newAttachCommand(), newCertificateCommand(), newDemoCommand(), newVersionCommand())
 	return root
 }
 

@@ -9,6 +9,7 @@ import (
 
 func newSchedulerCommand() *cobra.Command {
 	cfg := standalone.DefaultConfig()
+	cfg.JobStore = standalone.DefaultJobStore
 	var log logging
 	cmd := &cobra.Command{
 		Use:   "scheduler",
@@ -60,10 +61,12 @@ flag beats the environment, which beats the file.`,
 	f := cmd.Flags()
 	f.SortFlags = false
 	f.StringVar(&cfg.Listen, "listen", cfg.Listen, "`HOST:PORT` where daemons connect")
-	f.StringVar(&cfg.AdminListen, "admin-listen", cfg.AdminListen, "`HOST:PORT` of /healthz, /readyz, /metrics and /debug/pprof/")
+	f.StringVar(&cfg.AdminListen, "admin-listen", cfg.AdminListen, "`HOST:PORT` of /healthz, /readyz, /metrics, /debug/pprof/ and the job API, /api/v1/")
 	f.StringVar(&cfg.TLSCert, "tls-cert", cfg.TLSCert, "PEM `FILE` with the scheduler's certificate, for mutual TLS with daemons; with --tls-key and --tls-ca")
 	f.StringVar(&cfg.TLSKey, "tls-key", cfg.TLSKey, "PEM `FILE` with its key")
 	f.StringVar(&cfg.TLSCA, "tls-ca", cfg.TLSCA, "PEM `FILE` with the CA that signs the certificates of all nodes and schedulers")
+	f.StringVar(&cfg.JobStore, "job-store", cfg.JobStore, "where records of preheat jobs are kept: `FILE`, redis://HOST:PORT where several schedulers run, or memory (default a file, or memory where that cannot be)")
+	f.StringVar(&cfg.APITokenFile, "api-token-file", cfg.APITokenFile, "`FILE` with the token that the job API asks for; without, it serves this machine alone")
 	log.addFlags(f)
 	f.String("config", "", "YAML `FILE` with any of these settings")
 	return cmd

@@ -325,9 +325,30 @@ func (m *Member) ended(d *download, err error) error {
 	return nil
 }
 
+// recheck puts a worker on pieces that were left from before: without, nobody
+// would, and those who read wait for them. The caller holds the flight's mu.
+func (m *Member) recheck() {
+	fl := m.fl
+	if fl.plan.claimed.Count() == 0 || fl.workers >= fl.fetcher.cfg.Workers {
+		return
+	}
+	for _, r := range fl.plan.runs {
+		if r.recheck {
+			return // one reads as fast as the disk
+		}
+	}
+	for i := range m.x.n {
+		if fl.plan.claimed.Has(i) && fl.plan.free(i) {
+			fl.spawn(fl.plan.begin(i, m.x.n), nil)
+			return
+		}
+	}
+}
+
 // employ puts workers on what is to be brought from the origin. The caller
 // holds the flight's mu.
 func (m *Member) employ() {
+	m.recheck()
 	if m.duty.Count() == 0 || time.Now().Before(m.sourcesOff) {
 		return
 	}

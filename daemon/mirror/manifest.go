@@ -15,10 +15,7 @@ import (
 
 // AcceptAll names every kind of manifest that can be served, for requests of
 // our own by digest.
-var AcceptAll = []string{
-	v1.MediaTypeImageIndex, v1.MediaTypeImageManifest,
-	registry.MediaTypeDockerManifestList, registry.MediaTypeDockerManifest, "*/*",
-}
+var AcceptAll = registry.AcceptAll
 
 // manifest answers GET and HEAD of a manifest.
 func (c *call) manifest(ctx context.Context) {
@@ -94,6 +91,9 @@ func (c *call) resolveOffline(req tagRequest, err error) (Manifest, error) {
 			continue
 		}
 		c.cfg.Logger.Warn("origin cannot be asked, tag is served as it was", "repository", req.repo, "tag", req.tag, "digest", old.Digest, "age", time.Since(old.at), "err", err)
+		return Manifest{Descriptor: old.Descriptor}, nil
+	}
+	if old, known := c.tags.learned(req); known && c.offline(old.Digest, err) == nil {
 		return Manifest{Descriptor: old.Descriptor}, nil
 	}
 	return Manifest{}, c.offline("", err)

@@ -85,6 +85,22 @@ var anyone = Caller{ID: "anyone"}
 // last returns what the origin told the caller last.
 func (t *tags) last(req tagRequest) (resolved, bool) { return t.cache.Get(req.key()) }
 
+// learned returns what a preheat was told, whoever it asked for.
+func (t *tags) learned(req tagRequest) (resolved, bool) {
+	return t.cache.Get(learnedKey(req.repo, req.tag))
+}
+
+func learnedKey(repo registry.Repository, tag string) tagKey {
+	return tagKey{repo: repo, tag: tag, accept: "learned"}
+}
+
+// Learn takes in what a tag stands for, as its origin said to somebody else.
+// Callers are told while the origin cannot be asked, if they may have what it
+// stands for.
+func (m *Mirror) Learn(repo registry.Repository, tag string, d Descriptor) {
+	m.tags.cache.Add(learnedKey(repo, tag), resolved{d, time.Now()})
+}
+
 // resolve asks the origin, once for all who ask at the same time.
 func (t *tags) resolve(ctx context.Context, req tagRequest) (Manifest, error) {
 	key := req.key()

@@ -51,7 +51,8 @@ func (s *Store) Blob(d digest.Digest) (*Blob, error) {
 	e.pins++
 	s.index.use(e)
 	now := time.Now()
-	touch := now.Sub(e.touched) >= touchEvery
+	// The time of a pin that holds stays where it is.
+	touch := now.Sub(e.touched) >= touchEvery && !e.keep.After(now)
 	if touch {
 		e.touched = now
 	}

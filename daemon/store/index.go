@@ -19,6 +19,7 @@ type entry struct {
 	pins    int // open handles
 	elem    *list.Element
 	touched time.Time // when its use was last written to disk; zero: not by us
+	keep    time.Time // not evicted before
 
 	proof *proof // of a complete blob: what is known of its bytes
 }
@@ -78,11 +79,12 @@ func (x *index) pinned() (n int) {
 	return n
 }
 
-// victims returns the least recently used entries without a handle whose
+// victims returns the least recently used entries without handle or pin whose
 // sizes make up at least need bytes, or fewer if there are no more.
 func (x *index) victims(need int64) (v []*entry, sum int64) {
+	now := time.Now()
 	for el := x.order.Back(); el != nil && sum < need; el = el.Prev() {
-		if e := el.Value.(*entry); e.pins == 0 {
+		if e := el.Value.(*entry); e.pins == 0 && !e.keep.After(now) {
 			v = append(v, e)
 			sum += e.size
 		}

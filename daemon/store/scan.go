@@ -90,6 +90,7 @@ func (s *Store) scanShard(alg digest.Algorithm, hexLen int, dir string) (blobs [
 			side.size == sidecarSize(piece.NewLayout(data.size)) {
 			e := &entry{digest: digest.NewDigestFromEncoded(alg, hex), size: data.size}
 			e.proof = newProof(data.size)
+			e.keep = keepFrom(side.mtime)
 			blobs = append(blobs, found{e, side.mtime})
 			continue
 		}

@@ -93,18 +93,9 @@ func (a *authenticator) credentials(ctx context.Context, name string) ([]Credent
 // hint returns the Authorization that the repository of that name will
 // probably want, or "", and how it came about.
 func (a *authenticator) hint(ctx context.Context, name string) (string, hint, error) {
-	h, ok := a.hints.Get(name)
+	h, ok := a.expected(name)
 	if !ok {
-		a.mu.Lock()
-		last := a.last
-		a.mu.Unlock()
-		if last == nil {
-			return "", hint{}, nil
-		}
-		h.challenge = *last
-		if !h.basic {
-			h.scope = "repository:" + path.Join(a.e.base.Path, name) + ":pull"
-		}
+		return "", hint{}, nil
 	}
 	list, err := a.credentials(ctx, name)
 	var value string
@@ -119,6 +110,24 @@ func (a *authenticator) hint(ctx context.Context, name string) (string, hint, er
 		return "", hint{}, context.Cause(ctx)
 	}
 	return value, h, nil
+}
+
+// expected returns how the repository of that name will probably be opened.
+func (a *authenticator) expected(name string) (hint, bool) {
+	if h, ok := a.hints.Get(name); ok {
+		return h, true
+	}
+	a.mu.Lock()
+	last := a.last
+	a.mu.Unlock()
+	if last == nil {
+		return hint{}, false
+	}
+	h := hint{challenge: *last}
+	if !h.basic {
+		h.scope = "repository:" + path.Join(a.e.base.Path, name) + ":pull"
+	}
+	return h, true
 }
 
 func (a *authenticator) remember(name string, c challenge, credential int) {

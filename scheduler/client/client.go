@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/shoalproject/shoal/scheduler"
+	"github.com/shoalproject/shoal/scheduler/jobs"
 )
 
 var (
@@ -89,12 +90,13 @@ func New(cfg Config, consumer Consumer) (*Client, error) {
 	return c, nil
 }
 
-// Send hands a message to the scheduler that the blob belongs to. It waits
-// while that one does not read. It is not for Hello and Bye. The error is
-// ErrUnreachable, ErrFull (both for a Join only), ErrStopped or the context's.
+// Send hands a message to the scheduler that the blob belongs to, or to all if
+// it is about none. It waits while that one does not read. It is not for Hello
+// and Bye. The error is ErrUnreachable, ErrFull (both for a Join only),
+// ErrStopped or the context's.
 func (c *Client) Send(ctx context.Context, msg scheduler.In) error {
 	_, join := msg.(scheduler.Join)
-	if _, ok := blobOf(msg); !ok {
+	if _, ok := blobOf(msg); !ok && !forAll(msg) {
 		return fmt.Errorf("scheduler client: %T is not for sending", msg)
 	}
 	if join && c.joins.Load() >= int64(c.cfg.MaxBlobs) {
@@ -189,7 +191,14 @@ func (c *Client) deliver(ctx context.Context) {
 
 // command sends one message on its way, or keeps it when there is no room.
 func (c *Client) command(msg scheduler.In) {
-	blob, _ := blobOf(msg)
+	blob, ok := blobOf(msg)
+	if !ok {
+		for _, l := range c.live {
+			// What finds no room is lost: the next of its kind says it again.
+			l.conn.queue.Push(msg)
+		}
+		return
+	}
 	m := c.joined[blob]
 	_, join := msg.(scheduler.Join)
 	if join && m == nil {
@@ -223,6 +232,15 @@ func (c *Client) ownerOf(m *membership, blob scheduler.Digest) *link {
 		return m.owner
 	}
 	return c.pick(c.live, blob)
+}
+
+// forAll reports whether a message is for every scheduler.
+func forAll(msg scheduler.In) bool {
+	switch msg.(type) {
+	case jobs.Report, jobs.Vitals:
+		return true
+	}
+	return false
 }
 
 // blobOf returns what blob a daemon's message is about.

@@ -26,7 +26,8 @@ type Consumer interface {
 	// new one's first Swarm may replace them.
 	Rejoin(scheduler.Digest) (scheduler.Join, bool)
 	// Deliver takes a *scheduler.Swarm, Assign, Revoke, Ask, Probe, Hold, Ban
-	// or Refused from the scheduler to which the blob belongs.
+	// or Refused from the scheduler to which the blob belongs, and a
+	// *jobs.Order or Stop from any.
 	Deliver(msg any)
 	// Reachable says whether any scheduler is there: when it is known
 	// first, and when it changes. Without one the daemon is on its own.

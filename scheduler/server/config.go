@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/shoalproject/shoal/scheduler"
+	"github.com/shoalproject/shoal/scheduler/jobs"
 )
 
 // Config holds the bounds of a server. The zero value of a field means its
@@ -29,8 +30,21 @@ type Config struct {
 	// many at once, default 40,000: more than an inventory of
 	// Core.MaxBlobs. One that sends more is read more slowly.
 	Rate, Burst int
+	// Jobs hears what concerns preheat jobs. Nil: nobody does.
+	Jobs Jobs
 	// Log is where the server says what happens. Nil: slog.Default.
 	Log *slog.Logger
+}
+
+// Jobs are the preheat jobs, as far as the server has to do with them. Its
+// methods must not wait.
+type Jobs interface {
+	// Connected and Gone tell of a daemon, by its peer ID.
+	Connected(id string, facts jobs.Facts)
+	Gone(id string)
+	// Report and Vitals take what a daemon says.
+	Report(id string, r jobs.Report)
+	Vitals(id string, v jobs.Vitals)
 }
 
 func (c Config) withDefaults() (Config, error) {

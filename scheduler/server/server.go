@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/shoalproject/shoal/scheduler"
+	"github.com/shoalproject/shoal/scheduler/jobs"
 )
 
 // Server owns one core. Make it with New, start it with Run, and hand it
@@ -15,7 +16,8 @@ type Server struct {
 	cfg   Config
 	log   *slog.Logger
 	inbox chan mail
-	query chan chan scheduler.Stats
+	query chan func(*scheduler.Core)
+	tell  chan letter
 
 	// stopped is closed when Run takes in no more.
 	stopped chan struct{}
@@ -30,6 +32,12 @@ type Server struct {
 	start    time.Time
 	sessions map[scheduler.PeerID]*session
 	dropped  []*session // to be told to the core as soon as it may be
+}
+
+// letter is a message for a daemon that is not the core's.
+type letter struct {
+	to  scheduler.PeerID
+	msg any
 }
 
 // mail is what a session has for the owner of the core.
@@ -51,7 +59,8 @@ func New(cfg Config) (*Server, error) {
 		// Each session has at most one batch in it (session.read), and a
 		// batch waits no longer for being in another queue.
 		inbox:    make(chan mail, 64),
-		query:    make(chan chan scheduler.Stats),
+		query:    make(chan func(*scheduler.Core)),
+		tell:     make(chan letter),
 		stopped:  make(chan struct{}),
 		core:     scheduler.New(*cfg.Core),
 		sessions: map[scheduler.PeerID]*session{},
@@ -69,8 +78,10 @@ func (s *Server) Run(ctx context.Context) error {
 		select {
 		case m := <-s.inbox:
 			s.take(m)
-		case reply := <-s.query:
-			reply <- s.core.Stats()
+		case ask := <-s.query:
+			ask(s.core)
+		case l := <-s.tell:
+			s.post([]scheduler.Out{{To: l.to, Msg: l.msg}})
 		case <-tick.C:
 			s.post(s.core.Tick(s.now()))
 			if ticks++; ticks%10 == 0 {
@@ -96,14 +107,39 @@ func (s *Server) stop() {
 
 // Stats returns the counts of the core, or zeros when the server has stopped.
 func (s *Server) Stats(ctx context.Context) scheduler.Stats {
-	reply := make(chan scheduler.Stats, 1)
+	return ask(ctx, s, (*scheduler.Core).Stats)
+}
+
+// Swarms returns the swarms in which most daemons want the blob, at most limit
+// of them.
+func (s *Server) Swarms(ctx context.Context, limit int) []scheduler.SwarmInfo {
+	return ask(ctx, s, func(c *scheduler.Core) []scheduler.SwarmInfo { return c.Swarms(limit) })
+}
+
+// ask returns what the owner of the core answers, or nothing when the server
+// has stopped.
+func ask[T any](ctx context.Context, s *Server, f func(*scheduler.Core) T) (answer T) {
+	reply := make(chan T, 1)
 	select {
-	case s.query <- reply:
+	case s.query <- func(c *scheduler.Core) { reply <- f(c) }:
 		return <-reply
 	case <-s.stopped:
 	case <-ctx.Done():
 	}
-	return scheduler.Stats{}
+	return answer
+}
+
+// Tell sends a daemon a message that is not the core's. The error says that
+// the server has stopped, or is ctx's; a daemon that is not there is none.
+func (s *Server) Tell(ctx context.Context, to string, msg any) error {
+	select {
+	case s.tell <- letter{scheduler.PeerID(to), msg}:
+		return nil
+	case <-s.stopped:
+		return errStopping
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 func (s *Server) now() time.Duration { return time.Since(s.start) }
@@ -148,6 +184,18 @@ func (s *Server) attach(sess *session) error {
 	// The core has no more peers than there are sessions, so it takes this
 	// one.
 	s.step(sess, sess.hello)
+	if s.cfg.Jobs != nil {
+		if old != nil {
+			s.cfg.Jobs.Gone(string(sess.id))
+		}
+		n := sess.hello.Node
+		if sess.proven {
+			n.Name = string(sess.id)
+		}
+		s.cfg.Jobs.Connected(string(sess.id), jobs.Facts{
+			Name: n.Name, Zone: sess.hello.Zone, Platform: n.Platform, Version: n.Version, Labels: n.Labels, Preheats: n.Preheats,
+		})
+	}
 	s.log.Info("daemon connected", "peer", sess.id, "addr", sess.hello.Addr, "zone", sess.hello.Zone, "again", old != nil)
 	return nil
 }
@@ -155,11 +203,30 @@ func (s *Server) attach(sess *session) error {
 // forget tells the core that a session is over.
 func (s *Server) forget(sess *session) {
 	delete(s.sessions, sess.id)
+	s.gone(sess)
 	s.post(s.core.Step(s.now(), sess.id, scheduler.Bye{}))
 	s.log.Info("daemon gone", "peer", sess.id, "cause", sess.cause())
 }
 
+func (s *Server) gone(sess *session) {
+	if s.cfg.Jobs != nil {
+		s.cfg.Jobs.Gone(string(sess.id))
+	}
+}
+
 func (s *Server) step(sess *session, msg scheduler.In) {
+	switch msg := msg.(type) {
+	case jobs.Report:
+		if s.cfg.Jobs != nil {
+			s.cfg.Jobs.Report(string(sess.id), msg)
+		}
+		return
+	case jobs.Vitals:
+		if s.cfg.Jobs != nil {
+			s.cfg.Jobs.Vitals(string(sess.id), msg)
+		}
+		return
+	}
 	s.post(s.core.Step(s.now(), sess.id, msg))
 }
 
@@ -189,6 +256,7 @@ func (s *Server) post(outs []scheduler.Out) {
 // drop ends a session now, whatever its stream does.
 func (s *Server) drop(sess *session, why error) {
 	delete(s.sessions, sess.id)
+	s.gone(sess)
 	s.dropped = append(s.dropped, sess)
 	sess.end(why)
 	s.log.Warn("daemon dropped", "peer", sess.id, "cause", why)

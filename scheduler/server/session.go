@@ -12,6 +12,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/shoalproject/shoal/scheduler"
+	"github.com/shoalproject/shoal/scheduler/jobs"
 	"github.com/shoalproject/shoal/scheduler/wire/outbox"
 )
 
@@ -222,6 +223,8 @@ func weight(msgs []scheduler.In) int {
 			n += pieces(msg.Runs)
 		case scheduler.Join:
 			n += len(msg.Have) / 10
+		case jobs.Report:
+			n += len(msg.Layers) / 100
 		}
 	}
 	return n

@@ -12,6 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/shoalproject/shoal/scheduler"
+	"github.com/shoalproject/shoal/scheduler/api"
+	"github.com/shoalproject/shoal/scheduler/harbor"
 )
 
 // adminHandler serves the operator: health, readiness, metrics, profiles.
@@ -30,6 +32,8 @@ func (s *Scheduler) adminHandler() http.Handler {
 		writeStatus(w, http.StatusOK, "ok")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(s.metrics(), promhttp.HandlerOpts{}))
+	mux.Handle("/api/v1/", s.apiHandler())
+	harbor.Register(mux, s.jobs, func(h http.Handler) http.Handler { return api.Limit(apiRate, apiBurst, s.guard.Protect(h)) })
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"time"
 
 	"github.com/shoalproject/shoal/mtls"
 )
@@ -20,6 +21,15 @@ type Config struct {
 	// TLSCert, TLSKey and TLSCA are PEM files for mutual TLS with daemons:
 	// all three, or none for plaintext.
 	TLSCert, TLSKey, TLSCA string
+	// JobStore is where records of preheat jobs are kept: memory, a file,
+	// redis://… for several schedulers, or DefaultJobStore.
+	JobStore string
+	// APITokenFile holds the token that the job API asks for. Empty: the API
+	// serves this machine alone.
+	APITokenFile string
+	// JobGrace is how long a node may be away before a job goes on without
+	// it. Default 30 s.
+	JobGrace time.Duration
 	// Version is shown by the metrics.
 	Version string
 	// Sockets are open already and served in place of what the settings
@@ -33,7 +43,7 @@ func SocketNames() []string { return []string{"listen", "admin-listen"} }
 
 // DefaultConfig returns the configuration of a scheduler that was told nothing.
 func DefaultConfig() Config {
-	return Config{Listen: ":4402", AdminListen: "127.0.0.1:4404"}
+	return Config{Listen: ":4402", AdminListen: "127.0.0.1:4404", JobStore: "memory"}
 }
 
 // ConfigError says which setting is wrong.

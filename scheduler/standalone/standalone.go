@@ -14,6 +14,9 @@ import (
 
 	"github.com/shoalproject/shoal/mtls"
 	"github.com/shoalproject/shoal/scheduler"
+	"github.com/shoalproject/shoal/scheduler/api"
+	"github.com/shoalproject/shoal/scheduler/jobs"
+	"github.com/shoalproject/shoal/scheduler/jobstore"
 	"github.com/shoalproject/shoal/scheduler/server"
 	"github.com/shoalproject/shoal/scheduler/wire"
 	"github.com/shoalproject/shoal/systemd"
@@ -25,6 +28,9 @@ type Scheduler struct {
 	log      *slog.Logger
 	identity *mtls.Identity // nil without TLS
 	server   *server.Server
+	records  jobstore.Store
+	jobs     *jobs.Manager
+	guard    *api.Guard
 
 	daemons net.Listener
 	admin   net.Listener
@@ -35,7 +41,7 @@ type Scheduler struct {
 
 // New opens the listeners of a scheduler. The error is a *ConfigError if a
 // setting is wrong. What it opened, Run closes.
-func New(cfg Config) (*Scheduler, error) {
+func New(cfg Config) (_ *Scheduler, err error) {
 	identity, err := cfg.check()
 	if err != nil {
 		return nil, err
@@ -44,7 +50,26 @@ func New(cfg Config) (*Scheduler, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Scheduler{cfg: cfg, log: cfg.Logger, identity: identity}
-	if s.server, err = server.New(server.Config{Log: s.log}); err != nil {
+	if s.guard, err = api.NewGuard(cfg.APITokenFile); err != nil {
+		return nil, &ConfigError{"api-token-file", err}
+	}
+	if s.records, err = openRecords(cfg.JobStore, s.log); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.records.Close()
+		}
+	}()
+	core := jobs.DefaultConfig()
+	if cfg.JobGrace > 0 {
+		core.Grace = cfg.JobGrace
+	}
+	s.jobs = jobs.NewManager(jobs.ManagerConfig{
+		Core: core, Store: s.records, Log: s.log,
+		Send: func(ctx context.Context, to string, msg any) error { return s.server.Tell(ctx, to, msg) },
+	})
+	if s.server, err = server.New(server.Config{Log: s.log, Jobs: s.jobs}); err != nil {
 		return nil, err
 	}
 	if s.daemons, err = cfg.listen("listen", cfg.Listen); err != nil {
@@ -91,6 +116,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	}
 	s.log.Info("serving", "daemons", s.Addr(), "admin", s.AdminAddr(), "tls", s.identity != nil, "version", s.cfg.Version)
 
+	defer s.records.Close()
 	group, ctx := errgroup.WithContext(ctx)
 	context.AfterFunc(ctx, func() {
 		s.stopping.Store(true)
@@ -111,6 +137,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		defer back.Close()
 		swarms, ctx := errgroup.WithContext(ctx)
 		swarms.Go(func() error { return s.server.Run(ctx) })
+		swarms.Go(func() error { return s.jobs.Run(ctx) })
 		swarms.Go(func() error {
 			return wire.Serve(ctx, s.daemons, cfg, func(ctx context.Context, c *wire.Conn) error {
 				return s.server.Serve(ctx, server.Remote{ID: c.ID, Names: c.Names, Seen: c.Seen}, c)

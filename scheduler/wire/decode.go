@@ -2,6 +2,7 @@ package wire
 
 import (
 	"github.com/shoalproject/shoal/scheduler"
+	"github.com/shoalproject/shoal/scheduler/jobs"
 	"github.com/shoalproject/shoal/scheduler/wire/wirepb"
 )
 
@@ -49,6 +50,11 @@ func decodeIn(in *wirepb.In) (scheduler.In, error) {
 	case *wirepb.In_Missing:
 		c.msg = "missing"
 		out = scheduler.Missing{Blob: c.blob(m.Missing.GetBlob()), Runs: c.runs("runs", m.Missing.GetRuns())}
+	case *wirepb.In_Preheated:
+		c.msg = "preheated"
+		out = c.preheated(m.Preheated)
+	case *wirepb.In_Vitals:
+		out = vitals(m.Vitals)
 	}
 	if c.err != nil {
 		return nil, c.err
@@ -61,7 +67,7 @@ func (c *claims) hello(h *wirepb.Hello) scheduler.Hello {
 		c.fail("version", "%d, want at least %d", v, Oldest)
 	}
 	c.peer("peer", h.GetPeer())
-	hello := scheduler.Hello{Addr: c.addr("addr", h.GetAddr(), true), Zone: c.text("zone", h.GetZone(), 0, maxName)}
+	hello := scheduler.Hello{Addr: c.addr("addr", h.GetAddr(), true), Zone: c.text("zone", h.GetZone(), 0, maxName), Node: c.node(h.GetNode())}
 	if c.atMost("inventory", len(h.GetInventory()), maxHoldings) {
 		for _, holding := range h.GetInventory() {
 			hello.Inventory = append(hello.Inventory, scheduler.Holding{Blob: c.blob(holding.GetBlob()), Size: c.size(holding.GetSize(), 1)})
@@ -105,6 +111,12 @@ func decodeOut(out *wirepb.Out) (any, error) {
 	case *wirepb.Out_Refused:
 		c.msg = "refused"
 		msg = &scheduler.Refused{Blob: c.blob(m.Refused.GetBlob()), Reason: c.reason(m.Refused.GetReason())}
+	case *wirepb.Out_Preheat:
+		c.msg = "preheat"
+		msg = c.preheat(m.Preheat)
+	case *wirepb.Out_PreheatStop:
+		c.msg = "preheat_stop"
+		msg = &jobs.Stop{Job: c.text("job", m.PreheatStop.GetJob(), 1, maxJobID)}
 	}
 	if c.err != nil {
 		return nil, c.err

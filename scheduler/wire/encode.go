@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/shoalproject/shoal/scheduler"
+	"github.com/shoalproject/shoal/scheduler/jobs"
 	"github.com/shoalproject/shoal/scheduler/wire/wirepb"
 )
 
@@ -45,12 +46,16 @@ func appendIn(list []*wirepb.In, id scheduler.PeerID, msg scheduler.In) ([]*wire
 		return append(list, &wirepb.In{Msg: &wirepb.In_Missing{Missing: &wirepb.Missing{
 			Blob: string(m.Blob), Runs: runs(m.Runs[:min(len(m.Runs), maxRuns)]),
 		}}}), nil
+	case jobs.Report:
+		return append(list, &wirepb.In{Msg: &wirepb.In_Preheated{Preheated: encodePreheated(m)}}), nil
+	case jobs.Vitals:
+		return append(list, &wirepb.In{Msg: &wirepb.In_Vitals{Vitals: encodeVitals(m)}}), nil
 	}
 	return list, fmt.Errorf("scheduler wire: a daemon does not send %T", msg)
 }
 
 func appendHello(list []*wirepb.In, id scheduler.PeerID, m scheduler.Hello) []*wirepb.In {
-	hello := &wirepb.Hello{Version: Version, Peer: string(id), Addr: m.Addr, Zone: m.Zone}
+	hello := &wirepb.Hello{Version: Version, Peer: string(id), Addr: m.Addr, Zone: m.Zone, Node: encodeNode(m.Node)}
 	first := min(len(m.Inventory), maxHoldings)
 	for _, h := range m.Inventory[:first] {
 		hello.Inventory = append(hello.Inventory, &wirepb.Holding{Blob: string(h.Blob), Size: h.Size})
@@ -94,6 +99,10 @@ func appendOut(list []*wirepb.Out, msg any) ([]*wirepb.Out, error) {
 		return append(list, &wirepb.Out{Msg: &wirepb.Out_Refused{Refused: &wirepb.Refused{
 			Blob: string(m.Blob), Reason: wirepb.Reason(m.Reason),
 		}}}), nil
+	case *jobs.Order:
+		return append(list, &wirepb.Out{Msg: &wirepb.Out_Preheat{Preheat: encodePreheat(m)}}), nil
+	case *jobs.Stop:
+		return append(list, &wirepb.Out{Msg: &wirepb.Out_PreheatStop{PreheatStop: &wirepb.PreheatStop{Job: m.Job}}}), nil
 	}
 	return list, fmt.Errorf("scheduler wire: a scheduler does not send %T", msg)
 }

@@ -101,6 +101,67 @@ func (Reason) EnumDescriptor() ([]byte, []int) {
 	return file_swarm_proto_rawDescGZIP(), []int{0}
 }
 
+type PreheatState int32
+
+const (
+	PreheatState_PREHEAT_STATE_UNSPECIFIED PreheatState = 0
+	PreheatState_PREHEAT_STATE_WAITING     PreheatState = 1
+	PreheatState_PREHEAT_STATE_RUNNING     PreheatState = 2
+	PreheatState_PREHEAT_STATE_DONE        PreheatState = 3
+	PreheatState_PREHEAT_STATE_FAILED      PreheatState = 4
+	PreheatState_PREHEAT_STATE_CANCELED    PreheatState = 5
+	PreheatState_PREHEAT_STATE_UNKNOWN     PreheatState = 6
+)
+
+// Enum value maps for PreheatState.
+var (
+	PreheatState_name = map[int32]string{
+		0: "PREHEAT_STATE_UNSPECIFIED",
+		1: "PREHEAT_STATE_WAITING",
+		2: "PREHEAT_STATE_RUNNING",
+		3: "PREHEAT_STATE_DONE",
+		4: "PREHEAT_STATE_FAILED",
+		5: "PREHEAT_STATE_CANCELED",
+		6: "PREHEAT_STATE_UNKNOWN",
+	}
+	PreheatState_value = map[string]int32{
+		"PREHEAT_STATE_UNSPECIFIED": 0,
+		"PREHEAT_STATE_WAITING":     1,
+		"PREHEAT_STATE_RUNNING":     2,
+		"PREHEAT_STATE_DONE":        3,
+		"PREHEAT_STATE_FAILED":      4,
+		"PREHEAT_STATE_CANCELED":    5,
+		"PREHEAT_STATE_UNKNOWN":     6,
+	}
+)
+
+func (x PreheatState) Enum() *PreheatState {
+	p := new(PreheatState)
+	*p = x
+	return p
+}
+
+func (x PreheatState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PreheatState) Descriptor() protoreflect.EnumDescriptor {
+	return file_swarm_proto_enumTypes[1].Descriptor()
+}
+
+func (PreheatState) Type() protoreflect.EnumType {
+	return &file_swarm_proto_enumTypes[1]
+}
+
+func (x PreheatState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PreheatState.Descriptor instead.
+func (PreheatState) EnumDescriptor() ([]byte, []int) {
+	return file_swarm_proto_rawDescGZIP(), []int{1}
+}
+
 // ToScheduler carries what a daemon had to say at one moment, in order.
 type ToScheduler struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -204,6 +265,8 @@ type In struct {
 	//	*In_Leave
 	//	*In_Report
 	//	*In_Missing
+	//	*In_Preheated
+	//	*In_Vitals
 	Msg           isIn_Msg `protobuf_oneof:"msg"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -327,6 +390,24 @@ func (x *In) GetMissing() *Missing {
 	return nil
 }
 
+func (x *In) GetPreheated() *Preheated {
+	if x != nil {
+		if x, ok := x.Msg.(*In_Preheated); ok {
+			return x.Preheated
+		}
+	}
+	return nil
+}
+
+func (x *In) GetVitals() *Vitals {
+	if x != nil {
+		if x, ok := x.Msg.(*In_Vitals); ok {
+			return x.Vitals
+		}
+	}
+	return nil
+}
+
 type isIn_Msg interface {
 	isIn_Msg()
 }
@@ -367,6 +448,14 @@ type In_Missing struct {
 	Missing *Missing `protobuf:"bytes,9,opt,name=missing,proto3,oneof"`
 }
 
+type In_Preheated struct {
+	Preheated *Preheated `protobuf:"bytes,10,opt,name=preheated,proto3,oneof"`
+}
+
+type In_Vitals struct {
+	Vitals *Vitals `protobuf:"bytes,11,opt,name=vitals,proto3,oneof"`
+}
+
 func (*In_Hello) isIn_Msg() {}
 
 func (*In_Join) isIn_Msg() {}
@@ -385,6 +474,10 @@ func (*In_Report) isIn_Msg() {}
 
 func (*In_Missing) isIn_Msg() {}
 
+func (*In_Preheated) isIn_Msg() {}
+
+func (*In_Vitals) isIn_Msg() {}
+
 type Out struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Msg:
@@ -399,6 +492,8 @@ type Out struct {
 	//	*Out_Hold
 	//	*Out_Ban
 	//	*Out_Refused
+	//	*Out_Preheat
+	//	*Out_PreheatStop
 	Msg           isOut_Msg `protobuf_oneof:"msg"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -531,6 +626,24 @@ func (x *Out) GetRefused() *Refused {
 	return nil
 }
 
+func (x *Out) GetPreheat() *Preheat {
+	if x != nil {
+		if x, ok := x.Msg.(*Out_Preheat); ok {
+			return x.Preheat
+		}
+	}
+	return nil
+}
+
+func (x *Out) GetPreheatStop() *PreheatStop {
+	if x != nil {
+		if x, ok := x.Msg.(*Out_PreheatStop); ok {
+			return x.PreheatStop
+		}
+	}
+	return nil
+}
+
 type isOut_Msg interface {
 	isOut_Msg()
 }
@@ -575,6 +688,14 @@ type Out_Refused struct {
 	Refused *Refused `protobuf:"bytes,10,opt,name=refused,proto3,oneof"`
 }
 
+type Out_Preheat struct {
+	Preheat *Preheat `protobuf:"bytes,11,opt,name=preheat,proto3,oneof"`
+}
+
+type Out_PreheatStop struct {
+	PreheatStop *PreheatStop `protobuf:"bytes,12,opt,name=preheat_stop,json=preheatStop,proto3,oneof"`
+}
+
 func (*Out_Welcome) isOut_Msg() {}
 
 func (*Out_Goodbye) isOut_Msg() {}
@@ -594,6 +715,10 @@ func (*Out_Hold) isOut_Msg() {}
 func (*Out_Ban) isOut_Msg() {}
 
 func (*Out_Refused) isOut_Msg() {}
+
+func (*Out_Preheat) isOut_Msg() {}
+
+func (*Out_PreheatStop) isOut_Msg() {}
 
 type Run struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -713,6 +838,7 @@ type Hello struct {
 	// The first of the blobs that it holds whole. The others follow, each as
 	// Complete.
 	Inventory     []*Holding `protobuf:"bytes,5,rep,name=inventory,proto3" json:"inventory,omitempty"`
+	Node          *Node      `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -782,6 +908,93 @@ func (x *Hello) GetInventory() []*Holding {
 	return nil
 }
 
+func (x *Hello) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+// Node is what operators know of a daemon's node.
+type Node struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unlike Hello.peer the same after a restart.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// os/arch[/variant].
+	Platform string            `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
+	Version  string            `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Labels   map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// It understands Preheat and PreheatStop.
+	Preheats      bool `protobuf:"varint,5,opt,name=preheats,proto3" json:"preheats,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Node) Reset() {
+	*x = Node{}
+	mi := &file_swarm_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Node) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Node) ProtoMessage() {}
+
+func (x *Node) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Node.ProtoReflect.Descriptor instead.
+func (*Node) Descriptor() ([]byte, []int) {
+	return file_swarm_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Node) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Node) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *Node) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Node) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Node) GetPreheats() bool {
+	if x != nil {
+		return x.Preheats
+	}
+	return false
+}
+
 // Welcome says that the daemon is known now.
 type Welcome struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
@@ -794,7 +1007,7 @@ type Welcome struct {
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_swarm_proto_msgTypes[7]
+	mi := &file_swarm_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -806,7 +1019,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[7]
+	mi := &file_swarm_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +1032,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{7}
+	return file_swarm_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Welcome) GetVersion() uint32 {
@@ -847,7 +1060,7 @@ type Goodbye struct {
 
 func (x *Goodbye) Reset() {
 	*x = Goodbye{}
-	mi := &file_swarm_proto_msgTypes[8]
+	mi := &file_swarm_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +1072,7 @@ func (x *Goodbye) String() string {
 func (*Goodbye) ProtoMessage() {}
 
 func (x *Goodbye) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[8]
+	mi := &file_swarm_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +1085,7 @@ func (x *Goodbye) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Goodbye.ProtoReflect.Descriptor instead.
 func (*Goodbye) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{8}
+	return file_swarm_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Goodbye) GetReason() Reason {
@@ -904,7 +1117,7 @@ type Join struct {
 
 func (x *Join) Reset() {
 	*x = Join{}
-	mi := &file_swarm_proto_msgTypes[9]
+	mi := &file_swarm_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -916,7 +1129,7 @@ func (x *Join) String() string {
 func (*Join) ProtoMessage() {}
 
 func (x *Join) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[9]
+	mi := &file_swarm_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +1142,7 @@ func (x *Join) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Join.ProtoReflect.Descriptor instead.
 func (*Join) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{9}
+	return file_swarm_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Join) GetBlob() string {
@@ -991,7 +1204,7 @@ type Have struct {
 
 func (x *Have) Reset() {
 	*x = Have{}
-	mi := &file_swarm_proto_msgTypes[10]
+	mi := &file_swarm_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1216,7 @@ func (x *Have) String() string {
 func (*Have) ProtoMessage() {}
 
 func (x *Have) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[10]
+	mi := &file_swarm_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1229,7 @@ func (x *Have) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Have.ProtoReflect.Descriptor instead.
 func (*Have) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{10}
+	return file_swarm_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Have) GetBlob() string {
@@ -1043,7 +1256,7 @@ type Complete struct {
 
 func (x *Complete) Reset() {
 	*x = Complete{}
-	mi := &file_swarm_proto_msgTypes[11]
+	mi := &file_swarm_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1268,7 @@ func (x *Complete) String() string {
 func (*Complete) ProtoMessage() {}
 
 func (x *Complete) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[11]
+	mi := &file_swarm_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1281,7 @@ func (x *Complete) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Complete.ProtoReflect.Descriptor instead.
 func (*Complete) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{11}
+	return file_swarm_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Complete) GetBlob() string {
@@ -1095,7 +1308,7 @@ type Sized struct {
 
 func (x *Sized) Reset() {
 	*x = Sized{}
-	mi := &file_swarm_proto_msgTypes[12]
+	mi := &file_swarm_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1320,7 @@ func (x *Sized) String() string {
 func (*Sized) ProtoMessage() {}
 
 func (x *Sized) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[12]
+	mi := &file_swarm_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1333,7 @@ func (x *Sized) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sized.ProtoReflect.Descriptor instead.
 func (*Sized) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{12}
+	return file_swarm_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Sized) GetBlob() string {
@@ -1149,7 +1362,7 @@ type GiveBack struct {
 
 func (x *GiveBack) Reset() {
 	*x = GiveBack{}
-	mi := &file_swarm_proto_msgTypes[13]
+	mi := &file_swarm_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1374,7 @@ func (x *GiveBack) String() string {
 func (*GiveBack) ProtoMessage() {}
 
 func (x *GiveBack) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[13]
+	mi := &file_swarm_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1387,7 @@ func (x *GiveBack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GiveBack.ProtoReflect.Descriptor instead.
 func (*GiveBack) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{13}
+	return file_swarm_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GiveBack) GetBlob() string {
@@ -1214,7 +1427,7 @@ type Leave struct {
 
 func (x *Leave) Reset() {
 	*x = Leave{}
-	mi := &file_swarm_proto_msgTypes[14]
+	mi := &file_swarm_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1226,7 +1439,7 @@ func (x *Leave) String() string {
 func (*Leave) ProtoMessage() {}
 
 func (x *Leave) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[14]
+	mi := &file_swarm_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1239,7 +1452,7 @@ func (x *Leave) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Leave.ProtoReflect.Descriptor instead.
 func (*Leave) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{14}
+	return file_swarm_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Leave) GetBlob() string {
@@ -1260,7 +1473,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_swarm_proto_msgTypes[15]
+	mi := &file_swarm_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1272,7 +1485,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[15]
+	mi := &file_swarm_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1285,7 +1498,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{15}
+	return file_swarm_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Report) GetBlob() string {
@@ -1319,7 +1532,7 @@ type Missing struct {
 
 func (x *Missing) Reset() {
 	*x = Missing{}
-	mi := &file_swarm_proto_msgTypes[16]
+	mi := &file_swarm_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1544,7 @@ func (x *Missing) String() string {
 func (*Missing) ProtoMessage() {}
 
 func (x *Missing) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[16]
+	mi := &file_swarm_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1557,7 @@ func (x *Missing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Missing.ProtoReflect.Descriptor instead.
 func (*Missing) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{16}
+	return file_swarm_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Missing) GetBlob() string {
@@ -1373,7 +1586,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_swarm_proto_msgTypes[17]
+	mi := &file_swarm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1598,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[17]
+	mi := &file_swarm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1611,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{17}
+	return file_swarm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Neighbour) GetPeer() string {
@@ -1441,7 +1654,7 @@ type Swarm struct {
 
 func (x *Swarm) Reset() {
 	*x = Swarm{}
-	mi := &file_swarm_proto_msgTypes[18]
+	mi := &file_swarm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1453,7 +1666,7 @@ func (x *Swarm) String() string {
 func (*Swarm) ProtoMessage() {}
 
 func (x *Swarm) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[18]
+	mi := &file_swarm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1466,7 +1679,7 @@ func (x *Swarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Swarm.ProtoReflect.Descriptor instead.
 func (*Swarm) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{18}
+	return file_swarm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Swarm) GetBlob() string {
@@ -1509,7 +1722,7 @@ type Assign struct {
 
 func (x *Assign) Reset() {
 	*x = Assign{}
-	mi := &file_swarm_proto_msgTypes[19]
+	mi := &file_swarm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1734,7 @@ func (x *Assign) String() string {
 func (*Assign) ProtoMessage() {}
 
 func (x *Assign) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[19]
+	mi := &file_swarm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1747,7 @@ func (x *Assign) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Assign.ProtoReflect.Descriptor instead.
 func (*Assign) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{19}
+	return file_swarm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Assign) GetBlob() string {
@@ -1568,7 +1781,7 @@ type Revoke struct {
 
 func (x *Revoke) Reset() {
 	*x = Revoke{}
-	mi := &file_swarm_proto_msgTypes[20]
+	mi := &file_swarm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1793,7 @@ func (x *Revoke) String() string {
 func (*Revoke) ProtoMessage() {}
 
 func (x *Revoke) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[20]
+	mi := &file_swarm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1806,7 @@ func (x *Revoke) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revoke.ProtoReflect.Descriptor instead.
 func (*Revoke) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{20}
+	return file_swarm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Revoke) GetBlob() string {
@@ -1620,7 +1833,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_swarm_proto_msgTypes[21]
+	mi := &file_swarm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1845,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[21]
+	mi := &file_swarm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1858,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{21}
+	return file_swarm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Ask) GetBlob() string {
@@ -1671,7 +1884,7 @@ type Probe struct {
 
 func (x *Probe) Reset() {
 	*x = Probe{}
-	mi := &file_swarm_proto_msgTypes[22]
+	mi := &file_swarm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1683,7 +1896,7 @@ func (x *Probe) String() string {
 func (*Probe) ProtoMessage() {}
 
 func (x *Probe) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[22]
+	mi := &file_swarm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1696,7 +1909,7 @@ func (x *Probe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Probe.ProtoReflect.Descriptor instead.
 func (*Probe) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{22}
+	return file_swarm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Probe) GetBlob() string {
@@ -1716,7 +1929,7 @@ type Hold struct {
 
 func (x *Hold) Reset() {
 	*x = Hold{}
-	mi := &file_swarm_proto_msgTypes[23]
+	mi := &file_swarm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1728,7 +1941,7 @@ func (x *Hold) String() string {
 func (*Hold) ProtoMessage() {}
 
 func (x *Hold) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[23]
+	mi := &file_swarm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1741,7 +1954,7 @@ func (x *Hold) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hold.ProtoReflect.Descriptor instead.
 func (*Hold) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{23}
+	return file_swarm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Hold) GetSource() string {
@@ -1768,7 +1981,7 @@ type Ban struct {
 
 func (x *Ban) Reset() {
 	*x = Ban{}
-	mi := &file_swarm_proto_msgTypes[24]
+	mi := &file_swarm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +1993,7 @@ func (x *Ban) String() string {
 func (*Ban) ProtoMessage() {}
 
 func (x *Ban) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[24]
+	mi := &file_swarm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +2006,7 @@ func (x *Ban) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ban.ProtoReflect.Descriptor instead.
 func (*Ban) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{24}
+	return file_swarm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Ban) GetPeer() string {
@@ -1820,7 +2033,7 @@ type Refused struct {
 
 func (x *Refused) Reset() {
 	*x = Refused{}
-	mi := &file_swarm_proto_msgTypes[25]
+	mi := &file_swarm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1832,7 +2045,7 @@ func (x *Refused) String() string {
 func (*Refused) ProtoMessage() {}
 
 func (x *Refused) ProtoReflect() protoreflect.Message {
-	mi := &file_swarm_proto_msgTypes[25]
+	mi := &file_swarm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1845,7 +2058,7 @@ func (x *Refused) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refused.ProtoReflect.Descriptor instead.
 func (*Refused) Descriptor() ([]byte, []int) {
-	return file_swarm_proto_rawDescGZIP(), []int{25}
+	return file_swarm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Refused) GetBlob() string {
@@ -1862,6 +2075,572 @@ func (x *Refused) GetReason() Reason {
 	return Reason_REASON_UNSPECIFIED
 }
 
+type Content struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Size          int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	Manifest      bool                   `protobuf:"varint,3,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	Platforms     []string               `protobuf:"bytes,4,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Content) Reset() {
+	*x = Content{}
+	mi := &file_swarm_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Content) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Content) ProtoMessage() {}
+
+func (x *Content) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Content.ProtoReflect.Descriptor instead.
+func (*Content) Descriptor() ([]byte, []int) {
+	return file_swarm_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Content) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Content) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *Content) GetManifest() bool {
+	if x != nil {
+		return x.Manifest
+	}
+	return false
+}
+
+func (x *Content) GetPlatforms() []string {
+	if x != nil {
+		return x.Platforms
+	}
+	return nil
+}
+
+type Preheat struct {
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Job        string                 `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	Image      uint32                 `protobuf:"varint,2,opt,name=image,proto3" json:"image,omitempty"`
+	Repository string                 `protobuf:"bytes,3,opt,name=repository,proto3" json:"repository,omitempty"`
+	Reference  string                 `protobuf:"bytes,4,opt,name=reference,proto3" json:"reference,omitempty"`
+	// For memory alone.
+	Authorization string     `protobuf:"bytes,5,opt,name=authorization,proto3" json:"authorization,omitempty"`
+	Resolve       bool       `protobuf:"varint,6,opt,name=resolve,proto3" json:"resolve,omitempty"`
+	Platforms     []string   `protobuf:"bytes,7,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	Contents      []*Content `protobuf:"bytes,8,rep,name=contents,proto3" json:"contents,omitempty"`
+	MediaType     string     `protobuf:"bytes,9,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
+	PinMs         uint64     `protobuf:"varint,10,opt,name=pin_ms,json=pinMs,proto3" json:"pin_ms,omitempty"`
+	DeadlineMs    uint64     `protobuf:"varint,11,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"`
+	Known         bool       `protobuf:"varint,12,opt,name=known,proto3" json:"known,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Preheat) Reset() {
+	*x = Preheat{}
+	mi := &file_swarm_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Preheat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Preheat) ProtoMessage() {}
+
+func (x *Preheat) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Preheat.ProtoReflect.Descriptor instead.
+func (*Preheat) Descriptor() ([]byte, []int) {
+	return file_swarm_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *Preheat) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
+func (x *Preheat) GetImage() uint32 {
+	if x != nil {
+		return x.Image
+	}
+	return 0
+}
+
+func (x *Preheat) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *Preheat) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *Preheat) GetAuthorization() string {
+	if x != nil {
+		return x.Authorization
+	}
+	return ""
+}
+
+func (x *Preheat) GetResolve() bool {
+	if x != nil {
+		return x.Resolve
+	}
+	return false
+}
+
+func (x *Preheat) GetPlatforms() []string {
+	if x != nil {
+		return x.Platforms
+	}
+	return nil
+}
+
+func (x *Preheat) GetContents() []*Content {
+	if x != nil {
+		return x.Contents
+	}
+	return nil
+}
+
+func (x *Preheat) GetMediaType() string {
+	if x != nil {
+		return x.MediaType
+	}
+	return ""
+}
+
+func (x *Preheat) GetPinMs() uint64 {
+	if x != nil {
+		return x.PinMs
+	}
+	return 0
+}
+
+func (x *Preheat) GetDeadlineMs() uint64 {
+	if x != nil {
+		return x.DeadlineMs
+	}
+	return 0
+}
+
+func (x *Preheat) GetKnown() bool {
+	if x != nil {
+		return x.Known
+	}
+	return false
+}
+
+type PreheatStop struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           string                 `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreheatStop) Reset() {
+	*x = PreheatStop{}
+	mi := &file_swarm_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreheatStop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreheatStop) ProtoMessage() {}
+
+func (x *PreheatStop) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreheatStop.ProtoReflect.Descriptor instead.
+func (*PreheatStop) Descriptor() ([]byte, []int) {
+	return file_swarm_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *PreheatStop) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
+type Preheated struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           string                 `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	Image         uint32                 `protobuf:"varint,2,opt,name=image,proto3" json:"image,omitempty"`
+	Resolve       bool                   `protobuf:"varint,3,opt,name=resolve,proto3" json:"resolve,omitempty"`
+	State         PreheatState           `protobuf:"varint,4,opt,name=state,proto3,enum=shoal.scheduler.v1.PreheatState" json:"state,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Again         bool                   `protobuf:"varint,6,opt,name=again,proto3" json:"again,omitempty"`
+	Resolved      *Resolution            `protobuf:"bytes,7,opt,name=resolved,proto3" json:"resolved,omitempty"`
+	Layers        []*PreheatLayer        `protobuf:"bytes,8,rep,name=layers,proto3" json:"layers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Preheated) Reset() {
+	*x = Preheated{}
+	mi := &file_swarm_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Preheated) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Preheated) ProtoMessage() {}
+
+func (x *Preheated) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Preheated.ProtoReflect.Descriptor instead.
+func (*Preheated) Descriptor() ([]byte, []int) {
+	return file_swarm_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Preheated) GetJob() string {
+	if x != nil {
+		return x.Job
+	}
+	return ""
+}
+
+func (x *Preheated) GetImage() uint32 {
+	if x != nil {
+		return x.Image
+	}
+	return 0
+}
+
+func (x *Preheated) GetResolve() bool {
+	if x != nil {
+		return x.Resolve
+	}
+	return false
+}
+
+func (x *Preheated) GetState() PreheatState {
+	if x != nil {
+		return x.State
+	}
+	return PreheatState_PREHEAT_STATE_UNSPECIFIED
+}
+
+func (x *Preheated) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Preheated) GetAgain() bool {
+	if x != nil {
+		return x.Again
+	}
+	return false
+}
+
+func (x *Preheated) GetResolved() *Resolution {
+	if x != nil {
+		return x.Resolved
+	}
+	return nil
+}
+
+func (x *Preheated) GetLayers() []*PreheatLayer {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+type Resolution struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	MediaType     string                 `protobuf:"bytes,2,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
+	Contents      []*Content             `protobuf:"bytes,3,rep,name=contents,proto3" json:"contents,omitempty"`
+	Platforms     []string               `protobuf:"bytes,4,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Resolution) Reset() {
+	*x = Resolution{}
+	mi := &file_swarm_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Resolution) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Resolution) ProtoMessage() {}
+
+func (x *Resolution) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Resolution.ProtoReflect.Descriptor instead.
+func (*Resolution) Descriptor() ([]byte, []int) {
+	return file_swarm_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Resolution) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *Resolution) GetMediaType() string {
+	if x != nil {
+		return x.MediaType
+	}
+	return ""
+}
+
+func (x *Resolution) GetContents() []*Content {
+	if x != nil {
+		return x.Contents
+	}
+	return nil
+}
+
+func (x *Resolution) GetPlatforms() []string {
+	if x != nil {
+		return x.Platforms
+	}
+	return nil
+}
+
+type PreheatLayer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         PreheatState           `protobuf:"varint,1,opt,name=state,proto3,enum=shoal.scheduler.v1.PreheatState" json:"state,omitempty"`
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreheatLayer) Reset() {
+	*x = PreheatLayer{}
+	mi := &file_swarm_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreheatLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreheatLayer) ProtoMessage() {}
+
+func (x *PreheatLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreheatLayer.ProtoReflect.Descriptor instead.
+func (*PreheatLayer) Descriptor() ([]byte, []int) {
+	return file_swarm_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *PreheatLayer) GetState() PreheatState {
+	if x != nil {
+		return x.State
+	}
+	return PreheatState_PREHEAT_STATE_UNSPECIFIED
+}
+
+func (x *PreheatLayer) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *PreheatLayer) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// Vitals are running totals, in bytes but for flights.
+type Vitals struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FromOrigin    int64                  `protobuf:"varint,1,opt,name=from_origin,json=fromOrigin,proto3" json:"from_origin,omitempty"`
+	FromPeers     int64                  `protobuf:"varint,2,opt,name=from_peers,json=fromPeers,proto3" json:"from_peers,omitempty"`
+	ToPeers       int64                  `protobuf:"varint,3,opt,name=to_peers,json=toPeers,proto3" json:"to_peers,omitempty"`
+	Served        int64                  `protobuf:"varint,4,opt,name=served,proto3" json:"served,omitempty"`
+	Used          int64                  `protobuf:"varint,5,opt,name=used,proto3" json:"used,omitempty"`
+	Limit         int64                  `protobuf:"varint,6,opt,name=limit,proto3" json:"limit,omitempty"`
+	Flights       int64                  `protobuf:"varint,7,opt,name=flights,proto3" json:"flights,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Vitals) Reset() {
+	*x = Vitals{}
+	mi := &file_swarm_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Vitals) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Vitals) ProtoMessage() {}
+
+func (x *Vitals) ProtoReflect() protoreflect.Message {
+	mi := &file_swarm_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Vitals.ProtoReflect.Descriptor instead.
+func (*Vitals) Descriptor() ([]byte, []int) {
+	return file_swarm_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *Vitals) GetFromOrigin() int64 {
+	if x != nil {
+		return x.FromOrigin
+	}
+	return 0
+}
+
+func (x *Vitals) GetFromPeers() int64 {
+	if x != nil {
+		return x.FromPeers
+	}
+	return 0
+}
+
+func (x *Vitals) GetToPeers() int64 {
+	if x != nil {
+		return x.ToPeers
+	}
+	return 0
+}
+
+func (x *Vitals) GetServed() int64 {
+	if x != nil {
+		return x.Served
+	}
+	return 0
+}
+
+func (x *Vitals) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+func (x *Vitals) GetLimit() int64 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+func (x *Vitals) GetFlights() int64 {
+	if x != nil {
+		return x.Flights
+	}
+	return 0
+}
+
 var File_swarm_proto protoreflect.FileDescriptor
 
 const file_swarm_proto_rawDesc = "" +
@@ -1870,7 +2649,7 @@ const file_swarm_proto_rawDesc = "" +
 	"\vToScheduler\x122\n" +
 	"\bmessages\x18\x01 \x03(\v2\x16.shoal.scheduler.v1.InR\bmessages\"D\n" +
 	"\rFromScheduler\x123\n" +
-	"\bmessages\x18\x01 \x03(\v2\x17.shoal.scheduler.v1.OutR\bmessages\"\xec\x03\n" +
+	"\bmessages\x18\x01 \x03(\v2\x17.shoal.scheduler.v1.OutR\bmessages\"\xe1\x04\n" +
 	"\x02In\x121\n" +
 	"\x05hello\x18\x01 \x01(\v2\x19.shoal.scheduler.v1.HelloH\x00R\x05hello\x12.\n" +
 	"\x04join\x18\x02 \x01(\v2\x18.shoal.scheduler.v1.JoinH\x00R\x04join\x12.\n" +
@@ -1880,8 +2659,11 @@ const file_swarm_proto_rawDesc = "" +
 	"\tgive_back\x18\x06 \x01(\v2\x1c.shoal.scheduler.v1.GiveBackH\x00R\bgiveBack\x121\n" +
 	"\x05leave\x18\a \x01(\v2\x19.shoal.scheduler.v1.LeaveH\x00R\x05leave\x124\n" +
 	"\x06report\x18\b \x01(\v2\x1a.shoal.scheduler.v1.ReportH\x00R\x06report\x127\n" +
-	"\amissing\x18\t \x01(\v2\x1b.shoal.scheduler.v1.MissingH\x00R\amissingB\x05\n" +
-	"\x03msg\"\x93\x04\n" +
+	"\amissing\x18\t \x01(\v2\x1b.shoal.scheduler.v1.MissingH\x00R\amissing\x12=\n" +
+	"\tpreheated\x18\n" +
+	" \x01(\v2\x1d.shoal.scheduler.v1.PreheatedH\x00R\tpreheated\x124\n" +
+	"\x06vitals\x18\v \x01(\v2\x1a.shoal.scheduler.v1.VitalsH\x00R\x06vitalsB\x05\n" +
+	"\x03msg\"\x92\x05\n" +
 	"\x03Out\x127\n" +
 	"\awelcome\x18\x01 \x01(\v2\x1b.shoal.scheduler.v1.WelcomeH\x00R\awelcome\x127\n" +
 	"\agoodbye\x18\x02 \x01(\v2\x1b.shoal.scheduler.v1.GoodbyeH\x00R\agoodbye\x121\n" +
@@ -1893,20 +2675,32 @@ const file_swarm_proto_rawDesc = "" +
 	"\x04hold\x18\b \x01(\v2\x18.shoal.scheduler.v1.HoldH\x00R\x04hold\x12+\n" +
 	"\x03ban\x18\t \x01(\v2\x17.shoal.scheduler.v1.BanH\x00R\x03ban\x127\n" +
 	"\arefused\x18\n" +
-	" \x01(\v2\x1b.shoal.scheduler.v1.RefusedH\x00R\arefusedB\x05\n" +
+	" \x01(\v2\x1b.shoal.scheduler.v1.RefusedH\x00R\arefused\x127\n" +
+	"\apreheat\x18\v \x01(\v2\x1b.shoal.scheduler.v1.PreheatH\x00R\apreheat\x12D\n" +
+	"\fpreheat_stop\x18\f \x01(\v2\x1f.shoal.scheduler.v1.PreheatStopH\x00R\vpreheatStopB\x05\n" +
 	"\x03msg\"1\n" +
 	"\x03Run\x12\x14\n" +
 	"\x05first\x18\x01 \x01(\rR\x05first\x12\x14\n" +
 	"\x05count\x18\x02 \x01(\rR\x05count\"1\n" +
 	"\aHolding\x12\x12\n" +
 	"\x04blob\x18\x01 \x01(\tR\x04blob\x12\x12\n" +
-	"\x04size\x18\x02 \x01(\x03R\x04size\"\x98\x01\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\"\xc6\x01\n" +
 	"\x05Hello\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x12\n" +
 	"\x04addr\x18\x03 \x01(\tR\x04addr\x12\x12\n" +
 	"\x04zone\x18\x04 \x01(\tR\x04zone\x129\n" +
-	"\tinventory\x18\x05 \x03(\v2\x1b.shoal.scheduler.v1.HoldingR\tinventory\"7\n" +
+	"\tinventory\x18\x05 \x03(\v2\x1b.shoal.scheduler.v1.HoldingR\tinventory\x12,\n" +
+	"\x04node\x18\x06 \x01(\v2\x18.shoal.scheduler.v1.NodeR\x04node\"\xe5\x01\n" +
+	"\x04Node\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\bplatform\x18\x02 \x01(\tR\bplatform\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12<\n" +
+	"\x06labels\x18\x04 \x03(\v2$.shoal.scheduler.v1.Node.LabelsEntryR\x06labels\x12\x1a\n" +
+	"\bpreheats\x18\x05 \x01(\bR\bpreheats\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"7\n" +
 	"\aWelcome\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\"U\n" +
@@ -1974,7 +2768,62 @@ const file_swarm_proto_rawDesc = "" +
 	"\x06for_ms\x18\x02 \x01(\x04R\x05forMs\"Q\n" +
 	"\aRefused\x12\x12\n" +
 	"\x04blob\x18\x01 \x01(\tR\x04blob\x122\n" +
-	"\x06reason\x18\x02 \x01(\x0e2\x1a.shoal.scheduler.v1.ReasonR\x06reason*\xe8\x01\n" +
+	"\x06reason\x18\x02 \x01(\x0e2\x1a.shoal.scheduler.v1.ReasonR\x06reason\"o\n" +
+	"\aContent\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x1a\n" +
+	"\bmanifest\x18\x03 \x01(\bR\bmanifest\x12\x1c\n" +
+	"\tplatforms\x18\x04 \x03(\tR\tplatforms\"\xf8\x02\n" +
+	"\aPreheat\x12\x10\n" +
+	"\x03job\x18\x01 \x01(\tR\x03job\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\rR\x05image\x12\x1e\n" +
+	"\n" +
+	"repository\x18\x03 \x01(\tR\n" +
+	"repository\x12\x1c\n" +
+	"\treference\x18\x04 \x01(\tR\treference\x12)\n" +
+	"\rauthorization\x18\x05 \x01(\tB\x03\x80\x01\x01R\rauthorization\x12\x18\n" +
+	"\aresolve\x18\x06 \x01(\bR\aresolve\x12\x1c\n" +
+	"\tplatforms\x18\a \x03(\tR\tplatforms\x127\n" +
+	"\bcontents\x18\b \x03(\v2\x1b.shoal.scheduler.v1.ContentR\bcontents\x12\x1d\n" +
+	"\n" +
+	"media_type\x18\t \x01(\tR\tmediaType\x12\x15\n" +
+	"\x06pin_ms\x18\n" +
+	" \x01(\x04R\x05pinMs\x12\x1f\n" +
+	"\vdeadline_ms\x18\v \x01(\x04R\n" +
+	"deadlineMs\x12\x14\n" +
+	"\x05known\x18\f \x01(\bR\x05known\"\x1f\n" +
+	"\vPreheatStop\x12\x10\n" +
+	"\x03job\x18\x01 \x01(\tR\x03job\"\xa9\x02\n" +
+	"\tPreheated\x12\x10\n" +
+	"\x03job\x18\x01 \x01(\tR\x03job\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\rR\x05image\x12\x18\n" +
+	"\aresolve\x18\x03 \x01(\bR\aresolve\x126\n" +
+	"\x05state\x18\x04 \x01(\x0e2 .shoal.scheduler.v1.PreheatStateR\x05state\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05again\x18\x06 \x01(\bR\x05again\x12:\n" +
+	"\bresolved\x18\a \x01(\v2\x1e.shoal.scheduler.v1.ResolutionR\bresolved\x128\n" +
+	"\x06layers\x18\b \x03(\v2 .shoal.scheduler.v1.PreheatLayerR\x06layers\"\x9a\x01\n" +
+	"\n" +
+	"Resolution\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"media_type\x18\x02 \x01(\tR\tmediaType\x127\n" +
+	"\bcontents\x18\x03 \x03(\v2\x1b.shoal.scheduler.v1.ContentR\bcontents\x12\x1c\n" +
+	"\tplatforms\x18\x04 \x03(\tR\tplatforms\"t\n" +
+	"\fPreheatLayer\x126\n" +
+	"\x05state\x18\x01 \x01(\x0e2 .shoal.scheduler.v1.PreheatStateR\x05state\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"\xbf\x01\n" +
+	"\x06Vitals\x12\x1f\n" +
+	"\vfrom_origin\x18\x01 \x01(\x03R\n" +
+	"fromOrigin\x12\x1d\n" +
+	"\n" +
+	"from_peers\x18\x02 \x01(\x03R\tfromPeers\x12\x19\n" +
+	"\bto_peers\x18\x03 \x01(\x03R\atoPeers\x12\x16\n" +
+	"\x06served\x18\x04 \x01(\x03R\x06served\x12\x12\n" +
+	"\x04used\x18\x05 \x01(\x03R\x04used\x12\x14\n" +
+	"\x05limit\x18\x06 \x01(\x03R\x05limit\x12\x18\n" +
+	"\aflights\x18\a \x01(\x03R\aflights*\xe8\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_REFUSED\x10\x01\x12\x16\n" +
@@ -1987,7 +2836,15 @@ const file_swarm_proto_rawDesc = "" +
 	"\rREASON_BANNED\x10\b\x12\x0f\n" +
 	"\vREASON_FULL\x10\t\x12\x12\n" +
 	"\x0eREASON_INVALID\x10\n" +
-	"2[\n" +
+	"*\xcc\x01\n" +
+	"\fPreheatState\x12\x1d\n" +
+	"\x19PREHEAT_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15PREHEAT_STATE_WAITING\x10\x01\x12\x19\n" +
+	"\x15PREHEAT_STATE_RUNNING\x10\x02\x12\x16\n" +
+	"\x12PREHEAT_STATE_DONE\x10\x03\x12\x18\n" +
+	"\x14PREHEAT_STATE_FAILED\x10\x04\x12\x1a\n" +
+	"\x16PREHEAT_STATE_CANCELED\x10\x05\x12\x19\n" +
+	"\x15PREHEAT_STATE_UNKNOWN\x10\x062[\n" +
 	"\x06Swarms\x12Q\n" +
 	"\aConnect\x12\x1f.shoal.scheduler.v1.ToScheduler\x1a!.shoal.scheduler.v1.FromScheduler(\x010\x01B5Z3github.com/shoalproject/shoal/scheduler/wire/wirepbb\x06proto3"
 
@@ -2003,80 +2860,102 @@ func file_swarm_proto_rawDescGZIP() []byte {
 	return file_swarm_proto_rawDescData
 }
 
-var file_swarm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_swarm_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_swarm_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_swarm_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_swarm_proto_goTypes = []any{
 	(Reason)(0),           // 0: shoal.scheduler.v1.Reason
-	(*ToScheduler)(nil),   // 1: shoal.scheduler.v1.ToScheduler
-	(*FromScheduler)(nil), // 2: shoal.scheduler.v1.FromScheduler
-	(*In)(nil),            // 3: shoal.scheduler.v1.In
-	(*Out)(nil),           // 4: shoal.scheduler.v1.Out
-	(*Run)(nil),           // 5: shoal.scheduler.v1.Run
-	(*Holding)(nil),       // 6: shoal.scheduler.v1.Holding
-	(*Hello)(nil),         // 7: shoal.scheduler.v1.Hello
-	(*Welcome)(nil),       // 8: shoal.scheduler.v1.Welcome
-	(*Goodbye)(nil),       // 9: shoal.scheduler.v1.Goodbye
-	(*Join)(nil),          // 10: shoal.scheduler.v1.Join
-	(*Have)(nil),          // 11: shoal.scheduler.v1.Have
-	(*Complete)(nil),      // 12: shoal.scheduler.v1.Complete
-	(*Sized)(nil),         // 13: shoal.scheduler.v1.Sized
-	(*GiveBack)(nil),      // 14: shoal.scheduler.v1.GiveBack
-	(*Leave)(nil),         // 15: shoal.scheduler.v1.Leave
-	(*Report)(nil),        // 16: shoal.scheduler.v1.Report
-	(*Missing)(nil),       // 17: shoal.scheduler.v1.Missing
-	(*Neighbour)(nil),     // 18: shoal.scheduler.v1.Neighbour
-	(*Swarm)(nil),         // 19: shoal.scheduler.v1.Swarm
-	(*Assign)(nil),        // 20: shoal.scheduler.v1.Assign
-	(*Revoke)(nil),        // 21: shoal.scheduler.v1.Revoke
-	(*Ask)(nil),           // 22: shoal.scheduler.v1.Ask
-	(*Probe)(nil),         // 23: shoal.scheduler.v1.Probe
-	(*Hold)(nil),          // 24: shoal.scheduler.v1.Hold
-	(*Ban)(nil),           // 25: shoal.scheduler.v1.Ban
-	(*Refused)(nil),       // 26: shoal.scheduler.v1.Refused
+	(PreheatState)(0),     // 1: shoal.scheduler.v1.PreheatState
+	(*ToScheduler)(nil),   // 2: shoal.scheduler.v1.ToScheduler
+	(*FromScheduler)(nil), // 3: shoal.scheduler.v1.FromScheduler
+	(*In)(nil),            // 4: shoal.scheduler.v1.In
+	(*Out)(nil),           // 5: shoal.scheduler.v1.Out
+	(*Run)(nil),           // 6: shoal.scheduler.v1.Run
+	(*Holding)(nil),       // 7: shoal.scheduler.v1.Holding
+	(*Hello)(nil),         // 8: shoal.scheduler.v1.Hello
+	(*Node)(nil),          // 9: shoal.scheduler.v1.Node
+	(*Welcome)(nil),       // 10: shoal.scheduler.v1.Welcome
+	(*Goodbye)(nil),       // 11: shoal.scheduler.v1.Goodbye
+	(*Join)(nil),          // 12: shoal.scheduler.v1.Join
+	(*Have)(nil),          // 13: shoal.scheduler.v1.Have
+	(*Complete)(nil),      // 14: shoal.scheduler.v1.Complete
+	(*Sized)(nil),         // 15: shoal.scheduler.v1.Sized
+	(*GiveBack)(nil),      // 16: shoal.scheduler.v1.GiveBack
+	(*Leave)(nil),         // 17: shoal.scheduler.v1.Leave
+	(*Report)(nil),        // 18: shoal.scheduler.v1.Report
+	(*Missing)(nil),       // 19: shoal.scheduler.v1.Missing
+	(*Neighbour)(nil),     // 20: shoal.scheduler.v1.Neighbour
+	(*Swarm)(nil),         // 21: shoal.scheduler.v1.Swarm
+	(*Assign)(nil),        // 22: shoal.scheduler.v1.Assign
+	(*Revoke)(nil),        // 23: shoal.scheduler.v1.Revoke
+	(*Ask)(nil),           // 24: shoal.scheduler.v1.Ask
+	(*Probe)(nil),         // 25: shoal.scheduler.v1.Probe
+	(*Hold)(nil),          // 26: shoal.scheduler.v1.Hold
+	(*Ban)(nil),           // 27: shoal.scheduler.v1.Ban
+	(*Refused)(nil),       // 28: shoal.scheduler.v1.Refused
+	(*Content)(nil),       // 29: shoal.scheduler.v1.Content
+	(*Preheat)(nil),       // 30: shoal.scheduler.v1.Preheat
+	(*PreheatStop)(nil),   // 31: shoal.scheduler.v1.PreheatStop
+	(*Preheated)(nil),     // 32: shoal.scheduler.v1.Preheated
+	(*Resolution)(nil),    // 33: shoal.scheduler.v1.Resolution
+	(*PreheatLayer)(nil),  // 34: shoal.scheduler.v1.PreheatLayer
+	(*Vitals)(nil),        // 35: shoal.scheduler.v1.Vitals
+	nil,                   // 36: shoal.scheduler.v1.Node.LabelsEntry
 }
 var file_swarm_proto_depIdxs = []int32{
-	3,  // 0: shoal.scheduler.v1.ToScheduler.messages:type_name -> shoal.scheduler.v1.In
-	4,  // 1: shoal.scheduler.v1.FromScheduler.messages:type_name -> shoal.scheduler.v1.Out
-	7,  // 2: shoal.scheduler.v1.In.hello:type_name -> shoal.scheduler.v1.Hello
-	10, // 3: shoal.scheduler.v1.In.join:type_name -> shoal.scheduler.v1.Join
-	11, // 4: shoal.scheduler.v1.In.have:type_name -> shoal.scheduler.v1.Have
-	12, // 5: shoal.scheduler.v1.In.complete:type_name -> shoal.scheduler.v1.Complete
-	13, // 6: shoal.scheduler.v1.In.sized:type_name -> shoal.scheduler.v1.Sized
-	14, // 7: shoal.scheduler.v1.In.give_back:type_name -> shoal.scheduler.v1.GiveBack
-	15, // 8: shoal.scheduler.v1.In.leave:type_name -> shoal.scheduler.v1.Leave
-	16, // 9: shoal.scheduler.v1.In.report:type_name -> shoal.scheduler.v1.Report
-	17, // 10: shoal.scheduler.v1.In.missing:type_name -> shoal.scheduler.v1.Missing
-	8,  // 11: shoal.scheduler.v1.Out.welcome:type_name -> shoal.scheduler.v1.Welcome
-	9,  // 12: shoal.scheduler.v1.Out.goodbye:type_name -> shoal.scheduler.v1.Goodbye
-	19, // 13: shoal.scheduler.v1.Out.swarm:type_name -> shoal.scheduler.v1.Swarm
-	20, // 14: shoal.scheduler.v1.Out.assign:type_name -> shoal.scheduler.v1.Assign
-	21, // 15: shoal.scheduler.v1.Out.revoke:type_name -> shoal.scheduler.v1.Revoke
-	22, // 16: shoal.scheduler.v1.Out.ask:type_name -> shoal.scheduler.v1.Ask
-	23, // 17: shoal.scheduler.v1.Out.probe:type_name -> shoal.scheduler.v1.Probe
-	24, // 18: shoal.scheduler.v1.Out.hold:type_name -> shoal.scheduler.v1.Hold
-	25, // 19: shoal.scheduler.v1.Out.ban:type_name -> shoal.scheduler.v1.Ban
-	26, // 20: shoal.scheduler.v1.Out.refused:type_name -> shoal.scheduler.v1.Refused
-	6,  // 21: shoal.scheduler.v1.Hello.inventory:type_name -> shoal.scheduler.v1.Holding
-	0,  // 22: shoal.scheduler.v1.Goodbye.reason:type_name -> shoal.scheduler.v1.Reason
-	5,  // 23: shoal.scheduler.v1.Join.bringing:type_name -> shoal.scheduler.v1.Run
-	5,  // 24: shoal.scheduler.v1.Have.runs:type_name -> shoal.scheduler.v1.Run
-	5,  // 25: shoal.scheduler.v1.GiveBack.run:type_name -> shoal.scheduler.v1.Run
-	0,  // 26: shoal.scheduler.v1.GiveBack.reason:type_name -> shoal.scheduler.v1.Reason
-	0,  // 27: shoal.scheduler.v1.Report.reason:type_name -> shoal.scheduler.v1.Reason
-	5,  // 28: shoal.scheduler.v1.Missing.runs:type_name -> shoal.scheduler.v1.Run
-	18, // 29: shoal.scheduler.v1.Swarm.add:type_name -> shoal.scheduler.v1.Neighbour
-	5,  // 30: shoal.scheduler.v1.Assign.run:type_name -> shoal.scheduler.v1.Run
-	18, // 31: shoal.scheduler.v1.Assign.from:type_name -> shoal.scheduler.v1.Neighbour
-	5,  // 32: shoal.scheduler.v1.Revoke.run:type_name -> shoal.scheduler.v1.Run
-	5,  // 33: shoal.scheduler.v1.Ask.runs:type_name -> shoal.scheduler.v1.Run
-	0,  // 34: shoal.scheduler.v1.Refused.reason:type_name -> shoal.scheduler.v1.Reason
-	1,  // 35: shoal.scheduler.v1.Swarms.Connect:input_type -> shoal.scheduler.v1.ToScheduler
-	2,  // 36: shoal.scheduler.v1.Swarms.Connect:output_type -> shoal.scheduler.v1.FromScheduler
-	36, // [36:37] is the sub-list for method output_type
-	35, // [35:36] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	4,  // 0: shoal.scheduler.v1.ToScheduler.messages:type_name -> shoal.scheduler.v1.In
+	5,  // 1: shoal.scheduler.v1.FromScheduler.messages:type_name -> shoal.scheduler.v1.Out
+	8,  // 2: shoal.scheduler.v1.In.hello:type_name -> shoal.scheduler.v1.Hello
+	12, // 3: shoal.scheduler.v1.In.join:type_name -> shoal.scheduler.v1.Join
+	13, // 4: shoal.scheduler.v1.In.have:type_name -> shoal.scheduler.v1.Have
+	14, // 5: shoal.scheduler.v1.In.complete:type_name -> shoal.scheduler.v1.Complete
+	15, // 6: shoal.scheduler.v1.In.sized:type_name -> shoal.scheduler.v1.Sized
+	16, // 7: shoal.scheduler.v1.In.give_back:type_name -> shoal.scheduler.v1.GiveBack
+	17, // 8: shoal.scheduler.v1.In.leave:type_name -> shoal.scheduler.v1.Leave
+	18, // 9: shoal.scheduler.v1.In.report:type_name -> shoal.scheduler.v1.Report
+	19, // 10: shoal.scheduler.v1.In.missing:type_name -> shoal.scheduler.v1.Missing
+	32, // 11: shoal.scheduler.v1.In.preheated:type_name -> shoal.scheduler.v1.Preheated
+	35, // 12: shoal.scheduler.v1.In.vitals:type_name -> shoal.scheduler.v1.Vitals
+	10, // 13: shoal.scheduler.v1.Out.welcome:type_name -> shoal.scheduler.v1.Welcome
+	11, // 14: shoal.scheduler.v1.Out.goodbye:type_name -> shoal.scheduler.v1.Goodbye
+	21, // 15: shoal.scheduler.v1.Out.swarm:type_name -> shoal.scheduler.v1.Swarm
+	22, // 16: shoal.scheduler.v1.Out.assign:type_name -> shoal.scheduler.v1.Assign
+	23, // 17: shoal.scheduler.v1.Out.revoke:type_name -> shoal.scheduler.v1.Revoke
+	24, // 18: shoal.scheduler.v1.Out.ask:type_name -> shoal.scheduler.v1.Ask
+	25, // 19: shoal.scheduler.v1.Out.probe:type_name -> shoal.scheduler.v1.Probe
+	26, // 20: shoal.scheduler.v1.Out.hold:type_name -> shoal.scheduler.v1.Hold
+	27, // 21: shoal.scheduler.v1.Out.ban:type_name -> shoal.scheduler.v1.Ban
+	28, // 22: shoal.scheduler.v1.Out.refused:type_name -> shoal.scheduler.v1.Refused
+	30, // 23: shoal.scheduler.v1.Out.preheat:type_name -> shoal.scheduler.v1.Preheat
+	31, // 24: shoal.scheduler.v1.Out.preheat_stop:type_name -> shoal.scheduler.v1.PreheatStop
+	7,  // 25: shoal.scheduler.v1.Hello.inventory:type_name -> shoal.scheduler.v1.Holding
+	9,  // 26: shoal.scheduler.v1.Hello.node:type_name -> shoal.scheduler.v1.Node
+	36, // 27: shoal.scheduler.v1.Node.labels:type_name -> shoal.scheduler.v1.Node.LabelsEntry
+	0,  // 28: shoal.scheduler.v1.Goodbye.reason:type_name -> shoal.scheduler.v1.Reason
+	6,  // 29: shoal.scheduler.v1.Join.bringing:type_name -> shoal.scheduler.v1.Run
+	6,  // 30: shoal.scheduler.v1.Have.runs:type_name -> shoal.scheduler.v1.Run
+	6,  // 31: shoal.scheduler.v1.GiveBack.run:type_name -> shoal.scheduler.v1.Run
+	0,  // 32: shoal.scheduler.v1.GiveBack.reason:type_name -> shoal.scheduler.v1.Reason
+	0,  // 33: shoal.scheduler.v1.Report.reason:type_name -> shoal.scheduler.v1.Reason
+	6,  // 34: shoal.scheduler.v1.Missing.runs:type_name -> shoal.scheduler.v1.Run
+	20, // 35: shoal.scheduler.v1.Swarm.add:type_name -> shoal.scheduler.v1.Neighbour
+	6,  // 36: shoal.scheduler.v1.Assign.run:type_name -> shoal.scheduler.v1.Run
+	20, // 37: shoal.scheduler.v1.Assign.from:type_name -> shoal.scheduler.v1.Neighbour
+	6,  // 38: shoal.scheduler.v1.Revoke.run:type_name -> shoal.scheduler.v1.Run
+	6,  // 39: shoal.scheduler.v1.Ask.runs:type_name -> shoal.scheduler.v1.Run
+	0,  // 40: shoal.scheduler.v1.Refused.reason:type_name -> shoal.scheduler.v1.Reason
+	29, // 41: shoal.scheduler.v1.Preheat.contents:type_name -> shoal.scheduler.v1.Content
+	1,  // 42: shoal.scheduler.v1.Preheated.state:type_name -> shoal.scheduler.v1.PreheatState
+	33, // 43: shoal.scheduler.v1.Preheated.resolved:type_name -> shoal.scheduler.v1.Resolution
+	34, // 44: shoal.scheduler.v1.Preheated.layers:type_name -> shoal.scheduler.v1.PreheatLayer
+	29, // 45: shoal.scheduler.v1.Resolution.contents:type_name -> shoal.scheduler.v1.Content
+	1,  // 46: shoal.scheduler.v1.PreheatLayer.state:type_name -> shoal.scheduler.v1.PreheatState
+	2,  // 47: shoal.scheduler.v1.Swarms.Connect:input_type -> shoal.scheduler.v1.ToScheduler
+	3,  // 48: shoal.scheduler.v1.Swarms.Connect:output_type -> shoal.scheduler.v1.FromScheduler
+	48, // [48:49] is the sub-list for method output_type
+	47, // [47:48] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_swarm_proto_init() }
@@ -2094,6 +2973,8 @@ func file_swarm_proto_init() {
 		(*In_Leave)(nil),
 		(*In_Report)(nil),
 		(*In_Missing)(nil),
+		(*In_Preheated)(nil),
+		(*In_Vitals)(nil),
 	}
 	file_swarm_proto_msgTypes[3].OneofWrappers = []any{
 		(*Out_Welcome)(nil),
@@ -2106,14 +2987,16 @@ func file_swarm_proto_init() {
 		(*Out_Hold)(nil),
 		(*Out_Ban)(nil),
 		(*Out_Refused)(nil),
+		(*Out_Preheat)(nil),
+		(*Out_PreheatStop)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_swarm_proto_rawDesc), len(file_swarm_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   26,
+			NumEnums:      2,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

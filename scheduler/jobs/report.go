@@ -1,0 +1,127 @@
+package jobs
+
+import (
+	"strings"
+	"time"
+)
+
+// Report takes in what a daemon says of an order. What does not fit the job
+// is ignored.
+func (c *Core) Report(now time.Time, id string, r Report) {
+	n, j := c.conns[id], c.jobs[r.Job]
+	if n == nil || j == nil || j.Ended() || r.Image < 0 || r.Image >= len(j.Images) {
+		return
+	}
+	r.Reason = j.clean(r.Reason)
+	if r.Resolve {
+		c.resolved(j, n, r)
+		return
+	}
+	i, ok := j.index[n.facts.Name]
+	if !ok || c.names[n.facts.Name] != n {
+		return
+	}
+	w, img := &j.work[i], &j.Nodes[i].Images[r.Image]
+	if img.State.Final() || w.over {
+		return
+	}
+	w.heard, w.conn = now, n.id
+	j.stir = true
+	switch r.State {
+	case Unknown: // it does not have the order
+		if j.missing() {
+			img.State, img.Reason = Waiting, ""
+		} else {
+			img.State = Waiting
+			c.order(now, j, i, r.Image, n)
+		}
+		return
+	case Waiting, Running, Done, Failed, Canceled:
+	default:
+		return
+	}
+	all := c.layers(j, i, r)
+	switch {
+	case r.State == Done && all:
+		img.State, img.Reason, img.Layers, img.Bytes = Done, "", nil, img.Size
+	case r.State == Failed || r.State == Canceled:
+		img.State, img.Reason = Failed, r.Reason
+		if img.Reason == "" {
+			img.Reason = "the daemon gave no reason"
+		}
+	default:
+		img.State, img.Reason = Running, r.Reason
+	}
+	j.overIfFinal(i)
+}
+
+// layers takes over how the contents stand and reports whether all are done.
+// A report that is not about these contents leaves things as they are.
+func (c *Core) layers(j *job, i int, r Report) (all bool) {
+	img := &j.Nodes[i].Images[r.Image]
+	parts := j.parts(r.Image, j.Nodes[i].Platform)
+	if len(r.Layers) != len(parts) || j.Images[r.Image].State != Done {
+		return false
+	}
+	all = true
+	img.Bytes = 0
+	for p := range r.Layers {
+		l := &r.Layers[p]
+		size := j.Images[r.Image].Contents[parts[p]].Size
+		l.Bytes = min(max(l.Bytes, 0), size)
+		if l.State == Done {
+			l.Bytes = size
+		}
+		l.Reason = j.clean(l.Reason)
+		img.Bytes += l.Bytes
+		all = all && l.State == Done
+	}
+	img.Layers = r.Layers
+	return all
+}
+
+// resolved takes in what a node found out about an image.
+func (c *Core) resolved(j *job, n *conn, r Report) {
+	img := &j.Images[r.Image]
+	if img.State != Running || j.images[r.Image].node != n.facts.Name {
+		return
+	}
+	switch {
+	case r.State == Done && r.Resolved != nil && len(r.Resolved.Contents) > 0 && len(r.Resolved.Contents) <= MaxContents:
+		img.State, img.Reason = Done, ""
+		img.Digest, img.MediaType = r.Resolved.Digest, r.Resolved.MediaType
+		img.Contents, img.Platforms = r.Resolved.Contents, r.Resolved.Platforms
+		for i := range j.Nodes {
+			at := &j.Nodes[i].Images[r.Image]
+			at.Size = 0
+			for _, p := range j.parts(r.Image, j.Nodes[i].Platform) {
+				at.Size += img.Contents[p].Size
+			}
+		}
+		j.stir = true
+	case r.State == Failed:
+		c.unresolved(j, r.Image, r.Reason, r.Again)
+	case r.State == Unknown, r.State == Done:
+		c.unresolved(j, r.Image, "node "+n.facts.Name+" could not say what it consists of", true)
+	}
+}
+
+// clean makes a reason from the network fit to be shown: one line, bounded,
+// and without the credentials of the job, whoever repeated them.
+func (j *job) clean(s string) string {
+	for _, auth := range j.creds {
+		if _, secret, ok := strings.Cut(auth, " "); ok && len(secret) >= 4 {
+			s = strings.ReplaceAll(s, secret, "[redacted]")
+		}
+	}
+	s = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(s, "?"))
+	if len(s) > MaxReason {
+		s = strings.ToValidUTF8(s[:MaxReason], "") + "…"
+	}
+	return s
+}
