@@ -20,7 +20,7 @@ func nodeCredentials(t *testing.T, file string) *credentials {
 	t.Helper()
 	cfg := DefaultConfig()
 	cfg.NodeName, cfg.DockerConfig, cfg.Auth = "node", file, "node"
-	cfg.Registries = []string{"docker.io", "r.example.com", "r.example.com:5000", "deep.r.example.com", "relay.example.com,auth=relay"}
+	cfg.Registries = []string{"docker.io", "r.example.com", "r.example.com:5000", "deep.r.example.com", "relay.example.com,auth=relay", "open.example.com,auth=open"}
 	s, err := cfg.settings()
 	if err != nil {
 		t.Fatal(err)
@@ -59,7 +59,7 @@ func TestCredentialKeys(t *testing.T) {
 	for key, user := range map[string]string{
 		"r.example.com": "host", "https://r.example.com/v2/": "legacy", "r.example.com/team": "team", "r.example.com/team/app": "app",
 		"*.example.com": "glob", "*.example.com/team": "glob-team", "r.ex*ple.com": "part", "r.example.com:5000": "port", "*.com": "short",
-		"https://index.docker.io/v1/": "hub", "relay.example.com": "never", "other.org": "other",
+		"https://index.docker.io/v1/": "hub", "relay.example.com": "relay", "open.example.com": "never", "other.org": "other",
 	} {
 		auths = append(auths, fmt.Sprintf(`%q:{"username":%q,"password":"x"}`, key, user))
 	}
@@ -72,7 +72,8 @@ func TestCredentialKeys(t *testing.T) {
 		"r.example.com:5000/x":     "port",
 		"deep.r.example.com/x":     "",
 		"docker.io/library/alpine": "hub",
-		"relay.example.com/x":      "",
+		"relay.example.com/x":      "relay glob", // for preheats
+		"open.example.com/x":       "",
 	} {
 		got := users(t, c, image)
 		words := strings.Fields(want)
@@ -194,7 +195,7 @@ func TestCredentialsFollowTheFile(t *testing.T) {
 // Nobody's credentials are read where nobody needs them.
 func TestNoCredentialsUnlessAsked(t *testing.T) {
 	cfg := DefaultConfig()
-	cfg.NodeName, cfg.DockerConfig = "node", "/nothing/there"
+	cfg.NodeName, cfg.DockerConfig, cfg.Auth = "node", "/nothing/there", "open"
 	s, err := cfg.settings()
 	if err != nil {
 		t.Fatal(err)
@@ -206,11 +207,13 @@ func TestNoCredentialsUnlessAsked(t *testing.T) {
 	if list, err := c.of(t.Context(), registry.Repository{Host: "docker.io"}); len(list) != 0 || err != nil {
 		t.Errorf("%v, %v", list, err)
 	}
-	cfg.Auth = "node"
-	if s, err = cfg.settings(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := newCredentials(s, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "docker-config") {
-		t.Errorf("a file that is not there: %v", err)
+	for _, auth := range []string{"node", "relay"} {
+		cfg.Auth = auth
+		if s, err = cfg.settings(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := newCredentials(s, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "docker-config") {
+			t.Errorf("%s, a file that is not there: %v", auth, err)
+		}
 	}
 }

@@ -79,6 +79,9 @@ func (c canaries) clean(t *testing.T, where string, text []byte) {
 	}
 }
 
+// tracing is held by who traces: a process has one trace at a time.
+var tracing sync.Mutex
+
 // node looks through all that a node shows, says and stores: log, metrics, profiles,
 // files.
 func (c canaries) node(t *testing.T, n *node) {
@@ -87,7 +90,9 @@ func (c canaries) node(t *testing.T, n *node) {
 		"/metrics", "/healthz", "/readyz", "/debug/pprof/cmdline", "/debug/pprof/goroutine?debug=1", "/debug/pprof/goroutine?debug=2",
 		"/debug/pprof/heap?debug=1", "/debug/pprof/allocs?debug=1", "/debug/pprof/block?debug=1", "/debug/pprof/mutex?debug=1", "/debug/pprof/trace?seconds=0.01",
 	} {
+		tracing.Lock()
 		status, body := n.admin(path)
+		tracing.Unlock()
 		if status != http.StatusOK {
 			t.Errorf("%s: status %d", path, status)
 		}
