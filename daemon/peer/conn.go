@@ -214,9 +214,8 @@ func (c *Conn) run() {
 		defer close(written)
 		c.Close(c.write())
 	}()
-	err := c.read()
-	c.e.blame(err)
-	c.Close(err)
+	c.Close(c.read())
+	c.e.blame(c.reason()) // which may be what was put, not what was read
 	<-written
 	c.finish()
 }
