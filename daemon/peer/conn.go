@@ -214,8 +214,14 @@ func (c *Conn) run() {
 		defer close(written)
 		c.Close(c.write())
 	}()
-	c.Close(c.read())
-	c.e.blame(c.reason()) // which may be what was put, not what was read
+	err := c.read()
+	c.mu.Lock()
+	if c.closed {
+		err = c.err // what it was closed for, not that it was
+	}
+	c.mu.Unlock()
+	c.e.blame(err)
+	c.Close(err)
 	<-written
 	c.finish()
 }
