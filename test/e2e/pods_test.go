@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -59,10 +58,6 @@ func TestPods(t *testing.T) {
 		hosts := node.Path("host/etc/containerd/certs.d", upstream, "hosts.toml")
 		node.Write(t, "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n", "host/etc/containerd/config.toml")
 
-		withInstall := hasInstall(t)
-		if !withInstall {
-			daemons.Containers = daemons.Containers[:1]
-		}
 		daemon := c.RunPod(t, "daemon", daemons, secrets, fields)
 		mirror, admin := "http://"+net.JoinHostPort("127.0.0.1", ports[0]), "http://"+net.JoinHostPort("127.0.0.1", ports[2])
 		Eventually(t, "the daemon is ready", time.Minute, func() error { return getOK(admin + "/readyz") })
@@ -84,16 +79,14 @@ func TestPods(t *testing.T) {
 
 		img := newImage(t, SinglePlatform)
 		registry.Push(t, img, repository, tag)
-		if withInstall {
-			Eventually(t, "hosts.toml is written", time.Minute, func() error {
-				b, err := os.ReadFile(hosts)
-				if err == nil && !strings.Contains(string(b), mirror) {
-					err = fmt.Errorf("it says\n%s", b)
-				}
-				return err
-			})
-			confined(t, daemon.Pid(t, "attach"), "0")
-		}
+		Eventually(t, "hosts.toml is written", time.Minute, func() error {
+			b, err := os.ReadFile(hosts)
+			if err == nil && !strings.Contains(string(b), mirror) {
+				err = fmt.Errorf("it says\n%s", b)
+			}
+			return err
+		})
+		confined(t, daemon.Pid(t, "attach"), "0")
 		c.Mirror(t, upstream, registry.Direct.URL(), mirror)
 		registry.Direct.Reset(t)
 		if err := c.PullCRI(t.Context(), byTag()); err != nil {
@@ -106,13 +99,11 @@ func TestPods(t *testing.T) {
 			t.Errorf("%d requests went past the pod, the first: %s", len(past), past[0])
 		}
 
-		if withInstall {
-			if code := daemon.Stop(t, "attach"); code != 0 {
-				t.Errorf("attach ended with %d", code)
-			}
-			if b, err := os.ReadFile(hosts); err == nil {
-				t.Errorf("hosts.toml is still there:\n%s", b)
-			}
+		if code := daemon.Stop(t, "attach"); code != 0 {
+			t.Errorf("attach ended with %d", code)
+		}
+		if b, err := os.ReadFile(hosts); err == nil {
+			t.Errorf("hosts.toml is still there:\n%s", b)
 		}
 		for name, pod := range map[string]*Pod{"daemon": daemon, "scheduler": scheduler} {
 			if code := pod.Stop(t, name); code != 0 {
@@ -123,21 +114,6 @@ func TestPods(t *testing.T) {
 			t.Errorf("the cache went with the pod: %v", err)
 		}
 	})
-}
-
-// hasInstall reports whether this shoal can write hosts.toml.
-func hasInstall(t *testing.T) bool {
-	t.Helper()
-	binary, err := shoalBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := exec.Command(binary, "containerd", "install", "--help").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "--root") {
-		t.Log("the pod's container attach is left out: this shoal has no command containerd install")
-		return false
-	}
-	return true
 }
 
 // manifests are the pods of deploy/kubernetes, on other ports (mirror, peer, admin,

@@ -105,7 +105,12 @@ func TestPreheat(t *testing.T) {
 	var members []member
 	for i := range 8 {
 		n := network.NewNode(t, fmt.Sprintf("node%d", i+1))
-		m := member{Node: n, daemon: n.StartDaemon(t, DaemonConfig{Registries: []string{gate.Addr + "=http://" + gate.Addr}, Schedulers: []string{scheduler.Addr}})}
+		m := member{Node: n, daemon: n.StartDaemon(t, DaemonConfig{
+			Registries: []string{gate.Addr + "=http://" + gate.Addr}, Schedulers: []string{scheduler.Addr},
+			// The registry gives it to whoever has the password, and, while
+			// nobody can ask, the nodes to whoever asks them.
+			Auth: "relay", Extra: []string{"--auth-offline", "all"},
+		})}
 		m.containerd = n.StartContainerd(t, Releases[i%len(Releases)], "containerd", ContainerdOptions{})
 		m.containerd.Mirror(t, gate.Addr, registry.Direct.URL(), m.daemon.URL())
 		members = append(members, m)
