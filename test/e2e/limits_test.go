@@ -163,12 +163,15 @@ func TestDescriptorsRunOut(t *testing.T) {
 	if err := getOK("http://" + b.daemon.Admin + "/readyz"); err != nil {
 		t.Errorf("after the clients left: %v", err)
 	}
-	if err := b.client().CheckBlobs(t.Context(), b.blobs...); err != nil {
-		t.Fatalf("after the clients left: %v", err)
-	}
+	// It may still be accepting what is in that queue, and be short for it.
+	Eventually(t, "all can be had after the clients left", time.Minute, func() error {
+		return b.client().CheckBlobs(t.Context(), b.blobs[:downloads]...)
+	})
 	// What comes now is kept, too: running short has not turned the store off.
-	if err := b.client().CheckBlobs(t.Context(), last); err != nil {
-		t.Fatal(err)
+	for range 2 {
+		if err := b.client().CheckBlobs(t.Context(), last); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if n := len(b.registry.Origin.Requests(t, ForBlob(last.Digest))); n != 1 {
 		t.Errorf("the origin had %d requests for a blob pulled twice afterwards, want 1", n)
