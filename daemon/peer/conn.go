@@ -127,8 +127,19 @@ func (c *Conn) Has(i int) bool {
 	return c.has.Has(i)
 }
 
-// counted takes note of how much the peer has. The caller holds mu.
-func (c *Conn) counted() { c.share.Store(int64(c.has.Count()) * 1000 / int64(max(c.has.Len(), 1))) }
+// gains and loses take note of what the peer says that it has, and report
+// whether that is news. The caller holds mu.
+func (c *Conn) gains(i int) bool {
+	defer c.weigh()
+	return c.has.Add(i)
+}
+
+func (c *Conn) loses(i int) bool {
+	defer c.weigh()
+	return c.has.Remove(i)
+}
+
+func (c *Conn) weigh() { c.share.Store(int64(c.has.Count()) * 1000 / int64(max(c.has.Len(), 1))) }
 
 // Complete reports whether the peer claims to hold every piece.
 func (c *Conn) Complete() bool {

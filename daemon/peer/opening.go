@@ -85,13 +85,13 @@ func (r *reader) statement(m *pp.Message) error {
 			case bit && i >= n:
 				return violation("bitfield with a spare bit set")
 			case bit:
-				r.has.Add(i)
+				r.gains(i)
 			}
 		}
 	}
 	if m.Type == pp.HaveAll {
 		for i := range n {
-			r.has.Add(i)
+			r.gains(i)
 		}
 	}
 	return nil

@@ -202,8 +202,7 @@ func (r *reader) have(i int) error {
 		return violation("HAVE of piece %d of %d", i, r.has.Len())
 	}
 	r.mu.Lock()
-	news := r.has.Add(i)
-	r.counted()
+	news := r.gains(i)
 	r.mu.Unlock()
 	if news {
 		r.s.handler.Have(r.Conn, []Have{{Index: i}})
@@ -234,9 +233,8 @@ func (r *reader) extension(id pp.ExtensionNumber, payload []byte) error {
 		}
 		r.mu.Lock()
 		for _, h := range pieces {
-			r.has.Add(h.Index)
+			r.gains(h.Index)
 		}
-		r.counted()
 		r.mu.Unlock()
 		r.s.handler.Have(r.Conn, pieces)
 	case numberLost:
@@ -248,7 +246,7 @@ func (r *reader) extension(id pp.ExtensionNumber, payload []byte) error {
 			return violation("%s of piece %d of %d", nameLost, i, r.has.Len())
 		}
 		r.mu.Lock()
-		lost := r.has.Remove(int(i))
+		lost := r.loses(int(i))
 		r.mu.Unlock()
 		if lost {
 			r.s.handler.Changed(r.Conn)
@@ -273,7 +271,7 @@ func (r *reader) done() {
 	var news []Have
 	r.mu.Lock()
 	for i := range r.has.Len() {
-		if r.has.Add(i) {
+		if r.gains(i) {
 			news = append(news, Have{Index: i})
 		}
 	}

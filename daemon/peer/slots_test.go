@@ -231,3 +231,28 @@ func TestUnneeded(t *testing.T) {
 	waitFor(t, "the slot", func() bool { return owners(seed) == 0 })
 	mustGet(t, second, src, 0)
 }
+
+// A slot goes to who has least of its blob, not to who has waited longest;
+// what a peer has counts however it said so.
+func TestSlotGoesToWhoHasLeast(t *testing.T) {
+	with := func(m pp.Message) *Conn {
+		c := &Conn{has: piece.NewSet(4)}
+		if err := (&reader{Conn: c}).statement(&m); err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	s, owner := newSlots(1), &Conn{}
+	s.take(owner)
+	all, some, none := with(pp.Message{Type: pp.HaveAll}), with(pp.Message{Type: pp.Bitfield, Bitfield: []bool{true, true}}), with(pp.Message{Type: pp.HaveNone})
+	for _, c := range []*Conn{all, some, none} {
+		s.wait(c)
+	}
+	for i, want := range []*Conn{none, some, all} {
+		got := s.release(owner)
+		if got != want {
+			t.Fatalf("turn %d went to one that has %d thousandths", i, got.share.Load())
+		}
+		owner = got
+	}
+}
