@@ -57,12 +57,10 @@ type flight struct {
 	verified bool
 	kept     bool // the store has it
 	member   *Member
-	// swarmBytes counts what came from peers.
-	swarmBytes int64
-	settling   bool // the partial is being closed
-	over       bool // nothing more will come
-	err        error
-	direct     *direct
+	settling bool // the partial is being closed
+	over     bool // nothing more will come
+	err      error
+	direct   *direct
 }
 
 // boarded is a source with the readers that brought it.

@@ -47,7 +47,7 @@ type Member struct {
 	mine    *piece.Set
 	from    []provenance
 
-	fetched    int64 // bytes that came from the origin
+	came       int64 // bytes, from peers and from the origin
 	began      time.Time
 	progress   time.Time // when the swarm, or the origin for it, last brought anything
 	lastBytes  time.Time // when anything at all came

@@ -132,7 +132,7 @@ func (m *Member) tick(now time.Time) error {
 	if m.fetching() {
 		least = besideOrigin
 	}
-	m.pace.adapt(now, m.fl.swarmBytes+m.fetched, least)
+	m.pace.adapt(now, m.came, least)
 	m.renew(now)
 	m.schedule()
 	return m.help(now)
@@ -155,7 +155,7 @@ func (m *Member) findStalled(now time.Time) {
 		n := l.Received()
 		if n > l.counted {
 			m.lastBytes = now
-			m.fl.swarmBytes += n - l.counted
+			m.came += n - l.counted
 			l.counted = n
 		}
 		switch {

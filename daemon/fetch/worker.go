@@ -400,7 +400,7 @@ func (w *worker) piece(r *run, i int, buf []byte) (sum piece.Sum, err error) {
 		if fl.member != nil {
 			r.fresh, r.moved = false, time.Now()
 			fl.member.lastBytes = r.moved
-			fl.member.fetched += int64(n)
+			fl.member.came += int64(n)
 		} else {
 			fl.notify()
 		}
