@@ -167,14 +167,22 @@ func checkCredentials(c jobs.Credentials) error {
 	return nil
 }
 
-func (s *service) create(w http.ResponseWriter, r *http.Request) {
-	var req Request
-	err := read(w, r, &req)
+// accept reads a body that brings credentials, or answers why not and reports
+// false.
+func accept(w http.ResponseWriter, r *http.Request, into any, credentials *jobs.Credentials) bool {
+	err := read(w, r, into)
 	if err == nil {
-		err = checkCredentials(req.Credentials)
+		err = checkCredentials(*credentials)
 	}
 	if err != nil {
 		fail(w, http.StatusBadRequest, err)
+	}
+	return err == nil
+}
+
+func (s *service) create(w http.ResponseWriter, r *http.Request) {
+	var req Request
+	if !accept(w, r, &req, &req.Credentials) {
 		return
 	}
 	job, err := s.jobs.Create(r.Context(), req.Spec, req.Credentials)
@@ -262,12 +270,7 @@ func (s *service) cancel(w http.ResponseWriter, r *http.Request) {
 
 func (s *service) renew(w http.ResponseWriter, r *http.Request) {
 	var req Renewal
-	err := read(w, r, &req)
-	if err == nil {
-		err = checkCredentials(req.Credentials)
-	}
-	if err != nil {
-		fail(w, http.StatusBadRequest, err)
+	if !accept(w, r, &req, &req.Credentials) {
 		return
 	}
 	if err := s.jobs.Renew(r.Context(), r.PathValue("id"), req.Credentials); err != nil {
