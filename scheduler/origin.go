@@ -102,15 +102,17 @@ func (c *Core) openRun(sw *swarm) Run {
 // The blob goes out in waves of as many runs as there are streams. At the end
 // of a wave only its first run has been in order, so that all but that one is
 // yet to be hashed and delivered, everywhere at once: the last wave is to be
-// small. Each wave costs as many requests as there are streams.
+// small. Each wave costs as many requests as there are streams, so that a small
+// blob is one wave.
 func (c *Core) quota(n, first int) int {
-	s := c.cfg.Streams
-	if wave := n * lastWave / (lastWave + 1); first < wave && n >= lastWave*c.cfg.SmallPieces {
-		return (wave + s - 1) / s
-	} else if first >= wave {
-		return (n - wave + s - 1) / s
+	wave := n
+	if n >= lastWave*c.cfg.SmallPieces {
+		wave = n * lastWave / (lastWave + 1)
 	}
-	return (n + s - 1) / s
+	if first >= wave {
+		wave = n - wave
+	}
+	return (wave + c.cfg.Streams - 1) / c.cfg.Streams
 }
 
 // lastWave is how many times as long as the last wave what comes before it is.
