@@ -79,7 +79,7 @@ func TestSwarm(t *testing.T) {
 
 	// The last, for it takes the origin away.
 	t.Run("one seed, no origin", func(t *testing.T) {
-		blob := c.blob(t, 151, 16<<20)
+		blob := c.blob(t, 151, 64<<20)
 		seed, leechers := c.members[0], c.members[1:]
 		allSucceed(t, seed.startBlobs(t, blob))
 		c.registry.Stop(t)
