@@ -24,6 +24,9 @@ type Cluster interface {
 	Complete(d digest.Digest, size int64)
 	// Accuse tells the scheduler of a blob that a node lied about it.
 	Accuse(d digest.Digest, id scheduler.PeerID)
+	// Fetching tells that a run from an origin begins, or ends, that is meant
+	// for a swarm too.
+	Fetching(begins bool)
 	// Known returns nodes that were neighbours in any swarm lately, at most
 	// a few, and the same ones on each node as far as that can be: where
 	// there is no scheduler, those who want d shall meet.

@@ -91,7 +91,10 @@ func (w *worker) serve(ctx, own context.Context, r *run) (err error) {
 	if r.recheck {
 		err = w.recheck(r)
 	} else {
+		cluster := w.flight.fetcher.cfg.Cluster
+		cluster.Fetching(true)
 		err = w.fetch(own, r)
+		cluster.Fetching(false)
 	}
 	if errors.Is(err, ErrUnavailable) || ctx.Err() != nil {
 		return err

@@ -126,6 +126,14 @@ func (e *Endpoint) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
+// SetSlots changes how many connections are uploaded to at once, at least one.
+// Those that have a slot keep it until their turn ends.
+func (e *Endpoint) SetSlots(n int) {
+	for _, c := range e.slots.resize(max(n, 1)) {
+		c.granted()
+	}
+}
+
 // Close closes all swarms and connections and waits for their goroutines. It
 // must not be called by a Handler.
 func (e *Endpoint) Close() {

@@ -62,8 +62,8 @@ func play(t *testing.T, src *content, polite int, b []byte) {
 	far.Close()
 	<-drained
 	e.Close()
-	if e.slots.free != 1 || len(e.slots.line) != 0 {
-		t.Errorf("%d slots free, %d in line", e.slots.free, len(e.slots.line))
+	if len(e.slots.owners) != 0 || len(e.slots.line) != 0 {
+		t.Errorf("%d slots owned, %d in line", len(e.slots.owners), len(e.slots.line))
 	}
 	if st := e.Stats(); st.Conns != 0 || len(e.hosts) != 0 {
 		t.Errorf("left behind: %+v, %v", st, e.hosts)

@@ -6,19 +6,31 @@ import (
 )
 
 // slots says who may upload. A connection is idle, waits in line, or owns one
-// of a fixed number of slots. Methods that free a slot return the connection
+// of a limited number of slots. Methods that free a slot return the connection
 // that got it, which must then be told by its granted method, with no lock
 // held.
 type slots struct {
 	mu sync.Mutex
 	// Guarded by mu:
-	free   int
-	owners map[*Conn]struct{}
-	line   []*Conn // no owners, none twice
+	limit  int
+	owners map[*Conn]struct{} // more than limit for a while after it was lowered
+	line   []*Conn            // no owners, none twice
 }
 
-func newSlots(n int) *slots {
-	return &slots{free: n, owners: make(map[*Conn]struct{})}
+func newSlots(limit int) *slots {
+	return &slots{limit: limit, owners: make(map[*Conn]struct{})}
+}
+
+// resize changes how many slots there are. Who owns one keeps it until its
+// turn ends.
+func (s *slots) resize(limit int) (next []*Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.limit = limit
+	for c := s.passLocked(); c != nil; c = s.passLocked() {
+		next = append(next, c)
+	}
+	return next
 }
 
 // take reports whether c owns a slot, after giving it one if one is free.
@@ -28,10 +40,9 @@ func (s *slots) take(c *Conn) bool {
 	if _, ok := s.owners[c]; ok {
 		return true
 	}
-	if s.free == 0 {
+	if len(s.owners) >= s.limit {
 		return false
 	}
-	s.free--
 	s.owners[c] = struct{}{}
 	s.unlineLocked(c)
 	return true
@@ -46,10 +57,6 @@ func (s *slots) wait(c *Conn) (next *Conn) {
 		return nil
 	}
 	s.line = append(s.line, c)
-	if s.free == 0 {
-		return nil
-	}
-	s.free--
 	return s.passLocked()
 }
 
@@ -64,17 +71,18 @@ func (s *slots) release(c *Conn) (next *Conn) {
 	return s.passLocked()
 }
 
-// yield is release if somebody waits, and puts c at the end of the line.
-func (s *slots) yield(c *Conn) (next *Conn) {
+// yield is release if somebody waits, puts c at the end of the line, and
+// reports whether it did.
+func (s *slots) yield(c *Conn) (next *Conn, yielded bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.owners[c]; !ok || len(s.line) == 0 {
-		return nil
+		return nil, false
 	}
 	delete(s.owners, c)
 	next = s.passLocked()
 	s.line = append(s.line, c)
-	return next
+	return next, true
 }
 
 // leave takes c out altogether.
@@ -102,11 +110,11 @@ func (s *slots) unlineLocked(c *Conn) {
 	}
 }
 
-// passLocked gives a slot that nobody owns to who in line has least of its
-// blob, of several the first. What counts is when the last has everything.
+// passLocked gives a slot that nobody owns, if there is one, to who in line has
+// least of its blob, of several the first. What counts is when the last has
+// everything.
 func (s *slots) passLocked() *Conn {
-	if len(s.line) == 0 {
-		s.free++
+	if len(s.line) == 0 || len(s.owners) >= s.limit {
 		return nil
 	}
 	i := 0

@@ -16,8 +16,8 @@ import (
 // No slot is lost or given twice, and none stands idle while somebody waits.
 func TestSlotsModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		n := rapid.IntRange(1, 3).Draw(t, "slots")
-		s := newSlots(n)
+		most := rapid.IntRange(1, 3).Draw(t, "slots")
+		s := newSlots(most)
 		conns := make([]*Conn, 6)
 		for i := range conns {
 			conns[i] = new(Conn)
@@ -31,13 +31,27 @@ func TestSlotsModel(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"take": func(t *rapid.T) {
 				c := pick(t)
-				if want := has(s.owners, c) || s.free > 0; s.take(c) != want {
+				if want := has(s.owners, c) || len(s.owners) < s.limit; s.take(c) != want {
 					t.Fatal("take misreports")
 				}
 			},
 			"wait":    func(t *rapid.T) { told(t, s.wait(pick(t))) },
 			"release": func(t *rapid.T) { told(t, s.release(pick(t))) },
-			"yield":   func(t *rapid.T) { told(t, s.yield(pick(t))) },
+			"yield": func(t *rapid.T) {
+				c := pick(t)
+				next, yielded := s.yield(c)
+				told(t, next)
+				if yielded && next != c && has(s.owners, c) {
+					t.Fatal("who yielded still owns its slot")
+				}
+			},
+			"resize": func(t *rapid.T) {
+				limit := rapid.IntRange(1, 3).Draw(t, "limit")
+				for _, c := range s.resize(limit) {
+					told(t, c)
+				}
+				most = max(len(s.owners), limit)
+			},
 			"leave": func(t *rapid.T) {
 				c := pick(t)
 				told(t, s.leave(c))
@@ -47,10 +61,13 @@ func TestSlotsModel(t *testing.T) {
 			},
 			"unline": func(t *rapid.T) { s.unline(pick(t)) },
 			"": func(t *rapid.T) {
-				if s.free+len(s.owners) != n {
-					t.Fatalf("%d free and %d owned of %d", s.free, len(s.owners), n)
+				// After slots were taken away there may be more owners, but
+				// never more again.
+				if len(s.owners) > most {
+					t.Fatalf("%d slots are owned, %d at most are to be", len(s.owners), most)
 				}
-				if s.free > 0 && len(s.line) > 0 {
+				most = max(len(s.owners), s.limit)
+				if len(s.owners) < s.limit && len(s.line) > 0 {
 					t.Fatal("a slot is free and somebody waits")
 				}
 				for i, c := range s.line {

@@ -153,10 +153,9 @@ func (c *Conn) nextBlock(last int) (b block, ok bool) {
 		return b, false
 	}
 	b = c.uploads[0]
-	var next *Conn
 	switch {
 	case c.served >= c.e.cfg.Turn && b.index != last:
-		if next = c.e.slots.yield(c); next != nil {
+		if next, yielded := c.e.slots.yield(c); yielded {
 			c.refuse()
 			c.mu.Unlock()
 			next.granted()
