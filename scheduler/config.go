@@ -23,10 +23,16 @@ type Config struct {
 	// assigned pieces, and everything when no scheduler is left.
 	Across int
 
-	// Streams is how many peers fetch one blob from the origin at once, and
-	// into how many runs a blob is cut at first. One shares its owner's
-	// link with the exchange; more make more requests.
+	// Streams is how many peers fetch one blob from the origin at once. One
+	// alone would have to send on all that comes.
 	Streams int
+	// Runs is into how many runs a blob is cut, MinRun how many bytes each
+	// of them has at least, as long as there is one for each stream. Streams
+	// are not equally fast, and only what comes in order can be hashed and
+	// delivered: with long runs nobody is past the slowest one's, and all
+	// have the rest to do at the end. Short ones make more requests.
+	Runs   int
+	MinRun int64
 	// MaxStreams bounds the streams per blob that are opened because more
 	// of them brought more.
 	MaxStreams int
@@ -78,6 +84,8 @@ func DefaultConfig() Config {
 		LargeSwarm: 400, LargeDegree: 16, LargeMaxDegree: 20,
 		Across:        2,
 		Streams:       3,
+		Runs:          16,
+		MinRun:        8 << 20,
 		MaxStreams:    8,
 		SplitBelow:    2,
 		SmallPieces:   16,
@@ -109,7 +117,7 @@ func (c Config) Validate() error {
 		{"Degree", c.Degree, 1}, {"MaxDegree", c.MaxDegree, c.Degree},
 		{"LargeSwarm", c.LargeSwarm, 1}, {"LargeDegree", c.LargeDegree, 1}, {"LargeMaxDegree", c.LargeMaxDegree, c.LargeDegree},
 		{"Across", c.Across, 0},
-		{"Streams", c.Streams, 1}, {"MaxStreams", c.MaxStreams, c.Streams}, {"SplitBelow", c.SplitBelow, 0},
+		{"Streams", c.Streams, 1}, {"Runs", c.Runs, 1}, {"MinRun", int(c.MinRun), 1}, {"MaxStreams", c.MaxStreams, c.Streams}, {"SplitBelow", c.SplitBelow, 0},
 		{"SmallPieces", c.SmallPieces, 1}, {"SourceStreams", c.SourceStreams, 1}, {"Lookahead", c.Lookahead, 0},
 		{"Imports", c.Imports, 1}, {"BanVotes", c.BanVotes, 1},
 		{"Renew", int(c.Renew), 1}, {"Lease", int(c.Lease), int(c.Renew)}, {"FirstByte", int(c.FirstByte), int(c.Lease)},

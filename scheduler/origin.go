@@ -1,6 +1,10 @@
 package scheduler
 
-import "time"
+import (
+	"time"
+
+	"github.com/shoalproject/shoal/piece"
+)
 
 // stream is one run that a peer is fetching from the origin: one request, as
 // far as the origin is concerned.
@@ -85,38 +89,29 @@ func (c *Core) openRun(sw *swarm) Run {
 	if first >= sw.n {
 		return Run{}
 	}
-	quota := c.quota(sw.n, first)
+	quota := c.quota(sw)
 	if sw.n <= c.cfg.SmallPieces || first > 0 && sw.able() == 1 {
 		// One alone has had the time of its first run to be joined by
 		// others; the rest is one request.
 		quota = sw.n
 	}
 	end := first
-	for end < sw.n && end-first < quota && sw.busy[end] == 0 {
+	for end < sw.n && sw.busy[end] == 0 && end-first <= quota+quota/2 {
 		end++
+	}
+	if end-first > quota+quota/2 {
+		end = first + quota // what is left is worth a request of its own
 	}
 	return Run{first, end - first}
 }
 
-// quota is how many pieces one stream gets that begins with the piece at first.
-// The blob goes out in waves of as many runs as there are streams. At the end
-// of a wave only its first run has been in order, so that all but that one is
-// yet to be hashed and delivered, everywhere at once: the last wave is to be
-// small. Each wave costs as many requests as there are streams, so that a small
-// blob is one wave.
-func (c *Core) quota(n, first int) int {
-	wave := n
-	if n >= lastWave*c.cfg.SmallPieces {
-		wave = n * lastWave / (lastWave + 1)
-	}
-	if first >= wave {
-		wave = n - wave
-	}
-	return (wave + c.cfg.Streams - 1) / c.cfg.Streams
+// quota is how many pieces one stream gets.
+func (c *Core) quota(sw *swarm) int {
+	least := min(c.cfg.MinRun/piece.NewLayout(sw.size).Length(), int64(sw.n))
+	return min(max(ceil(sw.n, c.cfg.Runs), int(least)), ceil(sw.n, c.cfg.Streams))
 }
 
-// lastWave is how many times as long as the last wave what comes before it is.
-const lastWave = 4
+func ceil(a, b int) int { return (a + b - 1) / b }
 
 // able counts those who may ask the origin.
 func (sw *swarm) able() int {
@@ -364,9 +359,10 @@ func (c *Core) tickStreams(sw *swarm) {
 }
 
 // laggard reports whether a stream is slower than half the mean of the others
-// and of the one that was done last: at the end there may be no others.
+// and of the one that was done last: at the end there may be no others. One
+// that will soon be done all the same is left alone.
 func (c *Core) laggard(sw *swarm, s *stream) bool {
-	if c.now < s.opened+laggardAfter || s.renewed == 0 || s.m.cool > c.now {
+	if c.now < s.opened+laggardAfter || s.renewed == 0 || s.m.cool > c.now || s.got > 0 && s.remaining(c.now) < splitWorth {
 		return false
 	}
 	others, n := sw.usual, 0

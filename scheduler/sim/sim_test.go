@@ -33,12 +33,12 @@ var scenarios = []struct {
 	seeds int
 	long  bool
 }{
-	{"cold16", 16, nil, bound{last: 1.1, origin: 1.001, requests: 7}, 30, false},
-	{"cold100", 100, nil, bound{last: 1.15, origin: 1.001, requests: 7}, 10, false},
+	{"cold16", 16, nil, bound{last: 1.1, origin: 1.001, requests: 18}, 30, false},
+	{"cold100", 100, nil, bound{last: 1.15, origin: 1.001, requests: 18}, 10, false},
 	{"small16", 16, func(c *Config) { c.Size = 512 << 10 }, bound{origin: 1.001, requests: 1}, 20, false},
 	{"seed16", 16, func(c *Config) { c.Seeds, c.NoOrigin = 1, true }, bound{last: 1.15, seed: 1.15}, 20, false},
 	{"seeds100", 100, func(c *Config) { c.Seeds, c.NoOrigin = 4, true }, bound{last: 1.2}, 5, false},
-	{"late16", 16, func(c *Config) { c.JoinOver = 16 * time.Second }, bound{slowest: 1.6, origin: 1.001, requests: 9}, 20, false},
+	{"late16", 16, func(c *Config) { c.JoinOver = 16 * time.Second }, bound{slowest: 1.6, origin: 1.001, requests: 18}, 20, false},
 	{"zones16", 16, func(c *Config) { c.Zones, c.ZoneRate = 2, c.Rate/4 }, bound{origin: 1.001, cross: 1.05}, 10, false},
 	{"zones100", 100, func(c *Config) { c.Zones, c.ZoneRate = 2, c.Rate/2 }, bound{origin: 1.001, cross: 1.05}, 4, false},
 	{"zoneseed16", 16, func(c *Config) { c.Zones, c.ZoneRate, c.Seeds, c.NoOrigin = 2, c.Rate, 1, true }, bound{last: 1.3, seed: 1.25, cross: 1.05}, 10, false},
