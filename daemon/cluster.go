@@ -268,16 +268,16 @@ func (c *cluster) Complete(d digest.Digest, size int64) {
 func (c *cluster) Fetching(begins bool) {
 	c.fetching.Lock()
 	defer c.fetching.Unlock()
-	switch {
-	case begins:
-		if c.fetching.runs++; c.fetching.runs == 1 {
-			c.endpoint.SetSlots(uploadsFetching)
-		}
-	default:
-		if c.fetching.runs--; c.fetching.runs == 0 {
-			c.endpoint.SetSlots(uploads)
-		}
+	if begins {
+		c.fetching.runs++
+	} else {
+		c.fetching.runs--
 	}
+	slots := uploads
+	if c.fetching.runs > 0 {
+		slots = uploadsFetching
+	}
+	c.endpoint.SetSlots(slots)
 }
 
 // Accuse tells the scheduler of a blob that a node lied about it.
