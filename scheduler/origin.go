@@ -223,7 +223,7 @@ func (c *Core) split(sw *swarm, active int) bool {
 			long = s
 		}
 	}
-	if long == nil || long.left() < max(c.cfg.SmallPieces, sw.n/8) || long.remaining(c.now) < splitWorth || c.pickFetcher(sw) == nil {
+	if long == nil || long.left() < max(c.cfg.SmallPieces, sw.n/8) || !long.worthCutting(c.now) || c.pickFetcher(sw) == nil {
 		return false
 	}
 	// Each part as long as its stream is fast, as far as that is known.
@@ -240,10 +240,20 @@ func (c *Core) split(sw *swarm, active int) bool {
 	return true
 }
 
-// splitWorth is how long a stream must have to go for it to be cut short.
-// What is on its way then has left the origin in vain: up to 10 MB that wait
-// in the buffers of both ends, where the receiver is the slower one.
-const splitWorth = 3 * time.Second
+// worthCutting reports whether others may bring what is left so much sooner
+// that it outweighs what is on its way, which then has left the origin in vain:
+// megabytes in the buffers of both ends, where the receiver is the slower one.
+func (s *stream) worthCutting(now time.Duration) bool {
+	remaining := s.remaining(now)
+	bytes := int64(s.left()) * piece.NewLayout(s.m.swarm.size).Length()
+	return remaining >= cutAnyway || remaining >= cutMuch && bytes >= cutBytes
+}
+
+const (
+	cutAnyway = 10 * time.Second
+	cutMuch   = 3 * time.Second
+	cutBytes  = 8 << 20
+)
 
 // remaining is how long a stream will take for what is left: unknown, and 0,
 // while it has brought nothing.
@@ -362,7 +372,7 @@ func (c *Core) tickStreams(sw *swarm) {
 // and of the one that was done last: at the end there may be no others. One
 // that will soon be done all the same is left alone.
 func (c *Core) laggard(sw *swarm, s *stream) bool {
-	if c.now < s.opened+laggardAfter || s.renewed == 0 || s.m.cool > c.now || s.got > 0 && s.remaining(c.now) < splitWorth {
+	if c.now < s.opened+laggardAfter || s.renewed == 0 || s.m.cool > c.now || s.got > 0 && !s.worthCutting(c.now) {
 		return false
 	}
 	others, n := sw.usual, 0

@@ -316,6 +316,9 @@ func (c *cluster) sentCopies(t *testing.T, size int64, most float64, filters ...
 	}
 	if copies > most {
 		t.Errorf("the origin sent %.3f copies, at most %v are allowed", copies, most)
+		for _, r := range sent {
+			t.Log(r)
+		}
 	}
 	if past := c.registry.Direct.Requests(t); len(past) > 0 {
 		t.Errorf("%d requests went past the daemons, the first: %s", len(past), past[0])
