@@ -170,3 +170,44 @@ func TestPace(t *testing.T) {
 		t.Errorf("when a run from the origin begins: %d", got)
 	}
 }
+
+// Where no scheduler says who, about two of a neighbourhood go to the origin at
+// once, before neighbours have nothing left to give.
+func TestVolunteersAreDrawn(t *testing.T) {
+	const n, neighbours = 64, 9
+	m := &Member{fl: &flight{plan: newPlan(piece.NewLayout(n * piece.MinLength))}, x: newExchange(n, 1), duty: piece.NewSet(n), imports: map[int]scheduler.PeerID{}}
+	for i := range neighbours {
+		has(m.x, string(rune('a'+i)), i)
+	}
+	now, drawn := time.Now(), 0
+	draw := func() bool {
+		now = now.Add(drawAfter)
+		return m.draws(now)
+	}
+	for range 100 {
+		if draw() {
+			t.Fatal("volunteers while neighbours have enough to give")
+		}
+	}
+	for i := range 2 {
+		m.fl.plan.have.Add(i)
+	}
+	const times = 1000
+	for range times {
+		if draw() {
+			drawn++
+		}
+		if m.draws(now) {
+			t.Fatal("draws again at once")
+		}
+	}
+	if want := times * volunteers / (neighbours + 1); drawn < want/2 || drawn > want*2 {
+		t.Errorf("of %d times it volunteered %d, want about %d", times, drawn, want)
+	}
+	m.fl.plan.begin(n-1, n)
+	for range 100 {
+		if draw() {
+			t.Fatal("volunteers while it fetches from the origin")
+		}
+	}
+}

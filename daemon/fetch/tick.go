@@ -43,6 +43,13 @@ const (
 	// less: others do the same, and it is to learn what they brought.
 	rescueBytes = 8 << 20
 	rescueShare = 16
+	// volunteers is about how many of a swarm that has no scheduler go to the
+	// origin at once, drawAfter how often they are drawn.
+	volunteers = 2
+	drawAfter  = 500 * time.Millisecond
+	// enough is how many pieces neighbours must have to give for a member to
+	// be no volunteer.
+	enough = 8
 	// retryOrigin is how long sources that failed are left alone.
 	retryOrigin = 2 * time.Second
 )
@@ -85,6 +92,7 @@ type rescue struct {
 	on     bool // a worker is at it
 	active bool // one was, and the swarm has brought nothing since
 	next   time.Time
+	draw   time.Time // no lot before this
 	err    error
 }
 
@@ -256,6 +264,8 @@ func (m *Member) help(now time.Time) error {
 		return nil
 	case orphan && !m.obtainable(now):
 		// Nobody else will.
+	case orphan && m.draws(now):
+		// Somebody has to, while others wait for what that one brings.
 	case idle < after && !m.rescue.active:
 		return nil
 	case idle < after:
@@ -267,6 +277,27 @@ func (m *Member) help(now time.Time) error {
 	}
 	m.goToOrigin(now)
 	return nil
+}
+
+// draws reports whether the member is to go to the origin for a swarm without
+// a scheduler, whose nodes have little more to give: some do, by lot, and draw
+// again after a while.
+func (m *Member) draws(now time.Time) bool {
+	if now.Before(m.rescue.draw) || m.fetching() || m.stock() >= enough || len(m.lacking()) == 0 {
+		return false
+	}
+	m.rescue.draw = now.Add(drawAfter)
+	return m.x.rand.IntN(len(m.x.links)+1) < volunteers
+}
+
+// stock counts what is yet to be asked for of what neighbours have.
+func (m *Member) stock() (pieces int) {
+	for i, n := range m.x.holders {
+		if n > 0 && m.wanted(i) {
+			pieces++
+		}
+	}
+	return pieces
 }
 
 // fail makes all readers fail: there is nobody left to ask.
