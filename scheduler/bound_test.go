@@ -48,3 +48,34 @@ func TestComeAndGo(t *testing.T) {
 		t.Errorf("%d entries for %d pieces", len(l.queue), n)
 	}
 }
+
+// However many sizes are stated of a blob, there are no more swarms than may
+// be; who is at home in one of them gets in all the same.
+func TestSizesBounded(t *testing.T) {
+	cfg := DefaultConfig()
+	cfg.MaxSwarms = 3
+	c := New(cfg)
+	refused := func(id PeerID, size int64) bool {
+		c.Step(0, id, Hello{Addr: "a:1"})
+		for _, out := range c.Step(0, id, Join{Blob: "B", Size: size}) {
+			if _, ok := out.Msg.(*Refused); ok {
+				return true
+			}
+		}
+		return false
+	}
+	for i, want := range []bool{false, false, false, true} {
+		if got := refused(PeerID('k'+rune(i)), int64(i+1)); got != want {
+			t.Errorf("size %d is refused: %v", i+1, got)
+		}
+	}
+	if refused("a", 1) || refused("b", 0) {
+		t.Error("who states a size that is there, or none, is refused")
+	}
+	if n := c.Stats().Swarms; n != 3 {
+		t.Errorf("%d swarms", n)
+	}
+	if err := check(c); err != nil {
+		t.Error(err)
+	}
+}

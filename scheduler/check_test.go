@@ -9,9 +9,12 @@ import (
 // any message.
 func check(c *Core) error {
 	swarms, live := 0, 0
-	for _, list := range c.blobs {
-		for _, sw := range list {
+	for blob, list := range c.blobs {
+		for i, sw := range list {
 			swarms++
+			if sw.blob != blob || sw.place != i || c.swarms[Holding{blob, sw.size}] != sw || sw.size == 0 && len(list) > 1 {
+				return fmt.Errorf("blob %s of %d bytes is not where it is looked for", sw.blob, sw.size)
+			}
 			if sw.livePos >= 0 {
 				live++
 			}
@@ -20,8 +23,8 @@ func check(c *Core) error {
 			}
 		}
 	}
-	if swarms != c.swarms || live != len(c.live) {
-		return fmt.Errorf("counts %d swarms and %d live, has %d and %d", c.swarms, len(c.live), swarms, live)
+	if swarms != len(c.swarms) || live != len(c.live) {
+		return fmt.Errorf("counts %d swarms and %d live, has %d and %d", len(c.swarms), len(c.live), swarms, live)
 	}
 	streams := map[*source]int{}
 	for _, p := range c.peers {

@@ -17,9 +17,9 @@ type Core struct {
 	// Maps are for looking up only. What is walked through is a slice, so
 	// that the order is the same in every run.
 	peers   map[PeerID]*peer
-	blobs   map[Digest][]*swarm
-	swarms  int
-	live    []*swarm // with members that want the blob
+	swarms  map[Holding]*swarm  // by blob and size, 0: not known
+	blobs   map[Digest][]*swarm // by blob, the first as a rule the largest
+	live    []*swarm            // with members that want the blob
 	sources map[string]*source
 	charges map[PeerID]*charge
 	charged []PeerID // the keys of charges, oldest first
@@ -51,6 +51,7 @@ func New(cfg Config) *Core {
 		cfg:     cfg,
 		rng:     rand.New(rand.NewPCG(cfg.Seed, 0x5ca1ab1e)),
 		peers:   map[PeerID]*peer{},
+		swarms:  map[Holding]*swarm{},
 		blobs:   map[Digest][]*swarm{},
 		sources: map[string]*source{},
 		charges: map[PeerID]*charge{},
@@ -237,58 +238,61 @@ func (c *Core) complete(p *peer, blob Digest, size int64) {
 	}
 }
 
-// maxSizes bounds how many sizes are believed of one digest at the same time.
-// All but one are lies; each has a swarm of its own, so that a lie about the
-// size harms only who believes it.
-const maxSizes = 4
-
-// swarmFor finds or makes the swarm for a blob; of several sizes, when the
-// peer knows none, the one that most believe.
+// swarmFor finds or makes the swarm for a blob. Each size that anybody states
+// has a swarm of its own, so that a lie about it harms only who believes it; and
+// as nobody is in two swarms of one blob, there are no more than peers. Who
+// knows no size is with the most.
 func (c *Core) swarmFor(blob Digest, size int64) (*swarm, Reason) {
 	if size < 0 || size > 0 && piece.NewLayout(size).Count() > c.cfg.MaxPieces {
 		return nil, ReasonInvalid
 	}
-	var best *swarm
-	for _, sw := range c.blobs[blob] {
-		switch {
-		case sw.size == size:
-			return sw, 0
-		case sw.size == 0:
-			c.resize(sw, size)
-			return sw, 0
-		case best == nil || sw.members > best.members:
-			best = sw
+	if sw := c.swarms[Holding{blob, size}]; sw != nil {
+		return sw, 0
+	}
+	if same := c.blobs[blob]; len(same) > 0 {
+		switch first := same[0]; {
+		case size == 0:
+			return first, 0
+		case first.size == 0: // and the only one: nobody has stated any
+			c.resize(first, size)
+			return first, 0
 		}
 	}
-	if size == 0 && best != nil {
-		return best, 0
-	}
-	if c.swarms >= c.cfg.MaxSwarms || len(c.blobs[blob]) >= maxSizes {
+	if len(c.swarms) >= c.cfg.MaxSwarms {
 		return nil, ReasonFull
 	}
 	sw := newSwarm(blob, c.cfg.Streams)
 	if size > 0 {
 		sw.setSize(size)
 	}
-	c.swarms++
+	c.swarms[Holding{blob, size}] = sw
+	sw.place = len(c.blobs[blob])
 	c.blobs[blob] = append(c.blobs[blob], sw)
 	return sw, 0
 }
 
+// promote puts a swarm that has grown before the others of its blob, if it is
+// larger than the first.
+func (c *Core) promote(sw *swarm) {
+	same := c.blobs[sw.blob]
+	if first := same[0]; sw.members > first.members {
+		same[0], same[sw.place] = sw, first
+		sw.place, first.place = 0, sw.place
+	}
+}
+
 // forget drops a swarm in which nobody is left.
 func (c *Core) forget(sw *swarm) {
-	c.swarms--
-	list := c.blobs[sw.blob]
-	for i, other := range list {
-		if other == sw {
-			list = append(list[:i], list[i+1:]...)
-			break
-		}
-	}
-	if len(list) == 0 {
+	delete(c.swarms, Holding{sw.blob, sw.size})
+	same := c.blobs[sw.blob]
+	last := len(same) - 1
+	same[sw.place] = same[last]
+	same[sw.place].place = sw.place
+	same[last] = nil
+	if last == 0 {
 		delete(c.blobs, sw.blob)
 	} else {
-		c.blobs[sw.blob] = list
+		c.blobs[sw.blob] = same[:last]
 	}
 }
 
@@ -299,7 +303,7 @@ type Stats struct {
 
 // Stats returns the counts of the moment.
 func (c *Core) Stats() Stats {
-	s := Stats{Peers: len(c.peers), Swarms: c.swarms}
+	s := Stats{Peers: len(c.peers), Swarms: len(c.swarms)}
 	for _, p := range c.peers {
 		s.Members += len(p.list)
 		s.Streams += p.streams

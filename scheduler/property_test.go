@@ -2,11 +2,14 @@ package scheduler
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/shoalproject/shoal/piece"
 )
 
 // call is one thing that happens to a core.
@@ -19,7 +22,13 @@ type call struct {
 func drawCalls(t *rapid.T) []call {
 	peers := []PeerID{"a", "b", "c", "d", "e", "f", "g", "h"}
 	zones := []string{"", "east", "west"}
-	sizes := map[Digest]int64{"A": size("3"), "B": size("40"), "C": size("20")}
+	sizes := map[Digest][]int64{"A": {size("3")}, "B": {size("40")}, "C": {size("20")}}
+	if rapid.Bool().Draw(t, "lies") {
+		for i := range 6 {
+			sizes["A"] = append(sizes["A"], size("3")+int64(i+1))
+			sizes["C"] = append(sizes["C"], size("21")+int64(i)*piece.MinLength)
+		}
+	}
 	blobs := []Digest{"A", "B", "C"}
 	run := rapid.Custom(func(t *rapid.T) Run {
 		return Run{rapid.IntRange(-1, 41).Draw(t, "first"), rapid.IntRange(0, 42).Draw(t, "count")}
@@ -30,15 +39,16 @@ func drawCalls(t *rapid.T) []call {
 			from:  rapid.SampledFrom(peers).Draw(t, "peer"),
 		}
 		b := rapid.SampledFrom(blobs).Draw(t, "blob")
+		size := rapid.SampledFrom(sizes[b]).Draw(t, "size")
 		switch rapid.IntRange(0, 16).Draw(t, "kind") {
 		case 0, 1:
 			h := Hello{Addr: string(c.from), Zone: rapid.SampledFrom(zones).Draw(t, "zone")}
 			if rapid.IntRange(0, 3).Draw(t, "inventory") == 0 {
-				h.Inventory = []Holding{{b, sizes[b]}}
+				h.Inventory = []Holding{{b, size}}
 			}
 			c.in = h
 		case 2, 3, 4, 5:
-			j := Join{Blob: b, Size: sizes[b], Origin: rapid.Bool().Draw(t, "origin"), Source: "s", Again: rapid.IntRange(0, 5).Draw(t, "again") == 0}
+			j := Join{Blob: b, Size: size, Origin: rapid.Bool().Draw(t, "origin"), Source: "s", Again: rapid.IntRange(0, 5).Draw(t, "again") == 0}
 			if rapid.IntRange(0, 9).Draw(t, "sizeless") == 0 {
 				j.Size = 0
 			}
@@ -50,9 +60,9 @@ func drawCalls(t *rapid.T) []call {
 		case 6, 7, 8:
 			c.in = Have{Blob: b, Runs: rapid.SliceOfN(run, 0, 2).Draw(t, "runs")}
 		case 9:
-			c.in = Complete{Blob: b, Size: sizes[b]}
+			c.in = Complete{Blob: b, Size: size}
 		case 10:
-			c.in = Sized{Blob: b, Size: sizes[b]}
+			c.in = Sized{Blob: b, Size: size}
 		case 11:
 			c.in = GiveBack{Blob: b, Run: run.Draw(t, "run"), Reason: Reason(rapid.IntRange(0, 8).Draw(t, "reason")), RetryAfter: time.Second}
 		case 12:
@@ -143,12 +153,15 @@ func TestNothingForgotten(t *testing.T) {
 		for _, c := range drawCalls(t) {
 			k.call(c)
 		}
-		// A new one, who may ask, for each blob whose size is known.
-		k.call(call{from: "z", in: Hello{Zone: "west"}})
+		// A new one, who may ask, for each size of each blob.
 		for _, blob := range []Digest{"A", "B", "C"} {
-			for _, sw := range slices.Clone(k.core.blobs[blob]) {
+			for i, sw := range slices.Clone(k.core.blobs[blob]) {
 				if sw.size > 0 {
-					k.call(call{from: "z", in: Join{Blob: blob, Size: sw.size, Origin: true, Source: "s"}})
+					id := PeerID(fmt.Sprint("z", i))
+					if k.core.peers[id] == nil {
+						k.call(call{from: id, in: Hello{Zone: "west"}})
+					}
+					k.call(call{from: id, in: Join{Blob: blob, Size: sw.size, Origin: true, Source: "s"}})
 				}
 			}
 		}
@@ -182,12 +195,8 @@ func (k *cluster) obey(o Out) {
 
 // progress has all peers bring in what they were assigned before.
 func (k *cluster) progress() {
-	for _, id := range []PeerID{"a", "b", "c", "d", "e", "f", "g", "h", "z"} {
-		p := k.core.peers[id]
-		if p == nil {
-			continue
-		}
-		for _, m := range slices.Clone(p.list) {
+	for _, id := range slices.Sorted(maps.Keys(k.core.peers)) {
+		for _, m := range slices.Clone(k.core.peers[id].list) {
 			if m.gone || m.ring.ledger == nil || m.complete {
 				continue
 			}

@@ -17,6 +17,7 @@ type swarm struct {
 	members int
 	wanters int
 	seeds   int
+	place   int // in Core.blobs
 	livePos int // in Core.live, -1 when not there
 
 	// Per piece, one bit per ring; nil while no ring has a ledger.
@@ -140,6 +141,7 @@ func (c *Core) admit(m *member) {
 	r := sw.ringFor(p.zone)
 	m.ring = r
 	sw.members++
+	c.promote(sw)
 	r.roll[rollAll] = enroll(r.roll[rollAll], rollAll, m)
 	if m.complete {
 		sw.seeds++
@@ -321,6 +323,8 @@ func (c *Core) sized(m *member, size int64) {
 
 // resize tells all who wait for it the size of the blob, and begins.
 func (c *Core) resize(sw *swarm, size int64) {
+	delete(c.swarms, Holding{sw.blob, 0})
+	c.swarms[Holding{sw.blob, size}] = sw
 	sw.setSize(size)
 	sw.prober = nil
 	for _, r := range sw.rings {

@@ -63,6 +63,12 @@ type Config struct {
 	KeepAlive time.Duration
 	// WriteTimeout is for one block to leave. Default 30 s.
 	WriteTimeout time.Duration
+	// CancelTimeout is for a peer to answer for blocks that were cancelled: to
+	// reject them or, having begun, to send them in vain. One that takes
+	// longer is disconnected, however it trickles. 9 KB/s are enough for
+	// the usual block; time that Download takes counts too. Default 1 min,
+	// twice WriteTimeout.
+	CancelTimeout time.Duration
 	// Lend is how long a block may take to leave before its slot is lent to
 	// the next in line, so that receivers that stall cost nobody but
 	// themselves. Default 1 s.
@@ -97,6 +103,7 @@ func (c *Config) setDefaults() {
 	def(&c.MessageTimeout, 10*time.Second)
 	def(&c.KeepAlive, 30*time.Second)
 	def(&c.WriteTimeout, 30*time.Second)
+	def(&c.CancelTimeout, time.Minute)
 	def(&c.Lend, time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -118,7 +125,7 @@ func (c *Config) validate() error {
 		{"Conns", int64(c.Conns)}, {"PerHost", int64(c.PerHost)}, {"Slots", int64(c.Slots)}, {"Turn", c.Turn},
 		{"Queue", int64(c.Queue)}, {"HandshakeTimeout", int64(c.HandshakeTimeout)},
 		{"MessageTimeout", int64(c.MessageTimeout)}, {"KeepAlive", int64(c.KeepAlive)},
-		{"WriteTimeout", int64(c.WriteTimeout)}, {"Lend", int64(c.Lend)},
+		{"WriteTimeout", int64(c.WriteTimeout)}, {"CancelTimeout", int64(c.CancelTimeout)}, {"Lend", int64(c.Lend)},
 	} {
 		if n.value <= 0 {
 			return fmt.Errorf("peer: %s is %d, must be positive", n.name, n.value)

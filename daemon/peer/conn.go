@@ -38,6 +38,7 @@ type Conn struct {
 	wake     chan struct{} // tells the writer that there may be work
 	messages *rate.Limiter // what the peer may send but payload
 	lend     *time.Timer   // calls lendSlot
+	keep     *time.Timer   // calls drained, after a slot was granted
 
 	throttled atomic.Bool // a block waits for the upload limit
 
@@ -90,6 +91,8 @@ func newConn(s *Swarm, raw, nc net.Conn, id ID, name string, incoming bool) *Con
 	c.ctx, c.cancel = context.WithCancel(s.e.ctx)
 	c.lend = time.AfterFunc(time.Hour, c.lendSlot)
 	c.lend.Stop()
+	c.keep = time.AfterFunc(time.Hour, c.drained)
+	c.keep.Stop()
 	return c
 }
 
@@ -240,6 +243,7 @@ func (c *Conn) run() {
 // finish lets go of all that the connection has.
 func (c *Conn) finish() {
 	c.lend.Stop()
+	c.keep.Stop()
 	c.e.slots.leave(c).granted()
 	reason := c.reason()
 	c.mu.Lock()

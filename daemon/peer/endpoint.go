@@ -243,7 +243,8 @@ func (e *Endpoint) welcome(nc net.Conn) {
 
 // Dial connects to a peer for the blob and returns when Handler.Opened has.
 // With TLS the peer's certificate must be for name or, if name is empty, for
-// the host of addr. ctx bounds the connecting only.
+// the host of addr. A name that turns out to stand for no other node is
+// ErrForbiddenAddress. ctx bounds the connecting only.
 func (s *Swarm) Dial(ctx context.Context, addr, name string) (*Conn, error) {
 	e := s.e
 	host, _, err := net.SplitHostPort(addr)
@@ -254,7 +255,7 @@ func (s *Swarm) Dial(ctx context.Context, addr, name string) (*Conn, error) {
 	defer cancel()
 	stop := context.AfterFunc(e.ctx, cancel)
 	defer stop()
-	nc, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+	nc, err := (&net.Dialer{Control: guard(host)}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("peer: %w", err)
 	}

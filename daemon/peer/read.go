@@ -3,8 +3,10 @@ package peer
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"time"
 
@@ -38,9 +40,14 @@ func (c *Conn) read() error {
 	r.dec = pp.Decoder{R: r.br, MaxLength: maxExtended + 2}
 	r.deadline(time.Now().Add(c.e.cfg.HandshakeTimeout))
 	for {
-		if err := r.message(); err != nil {
-			return err
+		err := r.message()
+		if err == nil {
+			continue
 		}
+		if since := c.overdue(); errors.Is(err, os.ErrDeadlineExceeded) && !since.IsZero() {
+			err = fmt.Errorf("%w; it owes the answer to what was cancelled %v ago", err, time.Since(since).Round(time.Second))
+		}
+		return err
 	}
 }
 
@@ -52,8 +59,17 @@ func (r *reader) deadline(until time.Time) {
 	}
 }
 
-// patience sets the deadline for a peer that may be silent for a while.
-func (r *reader) patience() { r.deadline(time.Now().Add(r.e.cfg.KeepAlive * 5 / 2)) }
+// patience sets the deadline for a peer that may be silent for a while, unless
+// it owes what was cancelled.
+func (r *reader) patience() {
+	until := time.Now().Add(r.e.cfg.KeepAlive * 5 / 2)
+	if since := r.overdue(); !since.IsZero() {
+		if answer := since.Add(r.e.cfg.CancelTimeout); answer.Before(until) {
+			until = answer
+		}
+	}
+	r.deadline(until)
+}
 
 // awaitMessage waits for the first byte of a message.
 func (r *reader) awaitMessage() error {

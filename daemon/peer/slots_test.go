@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
@@ -214,6 +215,37 @@ func TestSlotNotUsed(t *testing.T) {
 			ev.await(t, "changed")
 		}
 	}
+}
+
+// A slot is kept for as long after each grant: what is left of the time of the
+// grant before does not count.
+func TestGrantedAgain(t *testing.T) {
+	piped(t, Config{}, func(e *Endpoint, s *script, src *content, ev events) {
+		s.pipeGreet(src)
+		c := ev.await(t, "opened").conn
+		lend := e.cfg.Lend
+		grant := func() {
+			e.slots.take(c)
+			c.granted()
+		}
+		grant()
+		time.Sleep(lend * 3 / 4) // of the bubble's clock, as all that follow
+		c.drained()
+		if n := owners(e); n != 0 {
+			t.Fatalf("%d slots are owned by who asks for nothing", n)
+		}
+		grant()
+		time.Sleep(lend * 3 / 4)
+		synctest.Wait()
+		if owners(e) != 1 {
+			t.Error("slot was taken by the clock of the grant before")
+		}
+		time.Sleep(lend / 2)
+		synctest.Wait()
+		if owners(e) != 0 {
+			t.Error("slot is kept for who asks for nothing")
+		}
+	})
 }
 
 // Who says that it wants nothing more does not stay in line, and may ask

@@ -204,6 +204,56 @@ func TestStuckPeer(t *testing.T) {
 	})
 }
 
+// Who trickles what was cancelled is gone after a minute; who answers each time
+// within that stays, however often something is cancelled meanwhile.
+func TestCancelledAnswer(t *testing.T) {
+	cancel := func(s *script, c *Conn, i int) {
+		tr := must(c.Request(i, &collector{}))
+		s.await(pp.Request)
+		tr.Cancel()
+		s.await(pp.Cancel)
+	}
+	drain := func(s *script) {
+		s.nc.SetReadDeadline(time.Time{})
+		for m := (pp.Message{}); s.dec.Decode(&m) == nil; m = (pp.Message{}) {
+		}
+	}
+	piped(t, Config{}, func(e *Endpoint, s *script, src *content, ev events) {
+		s.pipeGreet(src)
+		cancel(s, ev.await(t, "opened").conn, 0)
+		go drain(s)
+		start := time.Now()
+		m := must(pp.Message{Type: pp.Piece, Piece: src.piece(0)}.MarshalBinary())
+		s.raw(m[:pieceHeader])
+		for _, b := range m[pieceHeader:600] {
+			if _, err := s.nc.Write([]byte{b}); err != nil {
+				break
+			}
+			time.Sleep(time.Second) // of the bubble's clock, as all that follow
+		}
+		if d := time.Since(start); d < 59*time.Second || d > 62*time.Second {
+			t.Errorf("closed after %v", d)
+		}
+		ev.await(t, "closed")
+	})
+	piped(t, Config{}, func(e *Endpoint, s *script, src *content, ev events) {
+		s.pipeGreet(src)
+		c := ev.await(t, "opened").conn
+		cancel(s, c, 0)
+		for i := range 4 {
+			time.Sleep(40 * time.Second)
+			cancel(s, c, (i+1)%2)
+			s.send(pp.Message{Type: pp.Reject, Index: pp.Integer(i % 2), Length: piece.MinLength})
+			synctest.Wait()
+		}
+		select {
+		case <-c.Done():
+			t.Errorf("closed: %v", c.reason())
+		default:
+		}
+	})
+}
+
 // Limits of rates hold for both directions.
 func TestRates(t *testing.T) {
 	limit := func() *rate.Limiter { return rate.NewLimiter(64<<10, 64<<10) }

@@ -36,10 +36,10 @@ type Transfer struct {
 	done  chan struct{}
 
 	// Guarded by the mutex of the connection:
-	owed []bool // by block: asked for, not received nor rejected
-	left int    // how many are owed
-	next int    // block that is to come
-	dead bool   // over, but the peer may not know that yet
+	owed []bool    // by block: asked for, not received nor rejected
+	left int       // how many are owed
+	next int       // block that is to come
+	died time.Time // when it was over with blocks owed, which the peer may not know yet
 
 	mu sync.Mutex
 	// Guarded by mu, which is held while w is written to:
@@ -147,7 +147,8 @@ func (t *Transfer) Err() error {
 func (t *Transfer) Received() int64 { return t.received.Load() }
 
 // Cancel ends the transfer. When it returns, the writer is not in use any
-// more. What the peer has begun to send still arrives, and is thrown away.
+// more. What the peer has begun to send still arrives, and is thrown away, for
+// CancelTimeout at most.
 func (t *Transfer) Cancel() {
 	if t.end(ErrCancelled) {
 		t.c.abandon(t)
@@ -170,7 +171,7 @@ func (t *Transfer) end(err error) bool {
 func (c *Conn) abandon(t *Transfer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	t.dead = true
+	t.die()
 	if c.closed || c.transfers[t.index] != t {
 		return
 	}
@@ -179,6 +180,27 @@ func (c *Conn) abandon(t *Transfer) {
 			c.put(t.message(pp.Cancel, k))
 		}
 	}
+}
+
+// die notes that nobody waits for what is still owed. The caller holds the
+// mutex of the connection.
+func (t *Transfer) die() {
+	if t.died.IsZero() {
+		t.died = time.Now()
+	}
+}
+
+// overdue returns since when the peer owes blocks that nobody waits for any
+// more: zero if it owes none.
+func (c *Conn) overdue() (since time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, t := range c.transfers {
+		if !t.died.IsZero() && (since.IsZero() || t.died.Before(since)) {
+			since = t.died
+		}
+	}
+	return since
 }
 
 func (t *Transfer) message(kind pp.MessageType, k int) pp.Message {
@@ -213,7 +235,7 @@ func (c *Conn) expect(b block) (*Transfer, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	t, k, err := c.find(b)
-	if err == nil && !t.dead && k != t.next {
+	if err == nil && t.died.IsZero() && k != t.next {
 		err = violation("block %d of piece %d comes out of turn", b.begin, b.index)
 	}
 	return t, err
@@ -273,7 +295,7 @@ func (c *Conn) rejected(b block) error {
 	}
 	// Who rejects one block of a piece rejects all that follow, or sends
 	// them in vain.
-	t.dead = true
+	t.die()
 	c.settle(t, k)
 	c.mu.Unlock()
 	t.end(ErrRejected)

@@ -108,7 +108,7 @@ func (c *Conn) granted() {
 		c.choking = false
 		c.put(pp.Message{Type: pp.Unchoke})
 	}
-	time.AfterFunc(c.e.cfg.Lend, c.drained)
+	c.keep.Reset(c.e.cfg.Lend)
 }
 
 // drained gives the slot up if the peer asks for nothing.
