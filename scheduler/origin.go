@@ -243,16 +243,23 @@ func (c *Core) split(sw *swarm, active int) bool {
 // worthCutting reports whether others may bring what is left so much sooner
 // that it outweighs what is on its way, which then has left the origin in vain:
 // megabytes in the buffers of both ends, where the receiver is the slower one.
+// Of little that is left that is much, so it takes a stream that has been slow
+// for a while and would be for long.
 func (s *stream) worthCutting(now time.Duration) bool {
 	remaining := s.remaining(now)
-	bytes := int64(s.left()) * piece.NewLayout(s.m.swarm.size).Length()
-	return remaining >= cutAnyway || remaining >= cutMuch && bytes >= cutBytes
+	if int64(s.left())*piece.NewLayout(s.m.swarm.size).Length() < cutBytes {
+		return now-s.opened >= cutLittleAfter && remaining >= cutLittle
+	}
+	return remaining >= cutMuch
 }
 
 const (
-	cutAnyway = 10 * time.Second
-	cutMuch   = 3 * time.Second
-	cutBytes  = 8 << 20
+	// cutBytes is how much is much to be left.
+	cutBytes = 6 << 20
+	cutMuch  = 3 * time.Second
+
+	cutLittle      = 10 * time.Second
+	cutLittleAfter = 4 * time.Second
 )
 
 // remaining is how long a stream will take for what is left: unknown, and 0,
