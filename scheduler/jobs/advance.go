@@ -131,8 +131,12 @@ func (c *Core) unresolved(j *job, k int, why string, again bool) {
 	img.State, img.Reason = Failed, why
 }
 
-// parts returns the indexes of an image's contents that a platform needs.
+// parts returns the indexes of an image's contents that a platform needs, none
+// before they are known.
 func (j *job) parts(k int, platform string) []int {
+	if j.Images[k].State != Done {
+		return nil
+	}
 	r := &j.images[k]
 	if list, ok := r.parts[platform]; ok {
 		return list
