@@ -339,6 +339,11 @@ func (j *job) sum(now time.Time) {
 		return
 	}
 	j.ended, j.creds, j.Needs = now, nil, false
+	for k := range j.Images {
+		if img := &j.Images[k]; !img.State.Final() {
+			img.State, img.Reason = Failed, "no node was left to resolve it"
+		}
+	}
 	switch {
 	case j.State == Canceled:
 	case counts.Done == counts.Nodes:

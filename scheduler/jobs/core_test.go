@@ -327,6 +327,20 @@ func TestReportBeforeResolved(t *testing.T) {
 	}
 }
 
+// In a job that has ended nothing is under way: not the resolution of an image,
+// either, when the nodes are gone.
+func TestEndedWithoutResolution(t *testing.T) {
+	w := newWorld(t, many(1)...)
+	w.create(Spec{Images: []string{"a"}}, nil)
+	w.core.Gone("conn-n0")
+	w.pass(0)
+	w.pass(31 * time.Second)
+	j := w.want(Failed, Counts{Nodes: 1, Failed: 1})
+	if img := j.Images[0]; img.State != Failed || !strings.Contains(j.Reason, "no node was left") {
+		t.Errorf("%s: the image is %s: %s", j.Reason, img.State, img.Reason)
+	}
+}
+
 // A node that says nothing is asked, and then unknown.
 func TestMute(t *testing.T) {
 	w := newWorld(t, many(1)...)

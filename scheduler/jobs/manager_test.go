@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -37,12 +38,14 @@ func TestWaitForAnothersJob(t *testing.T) {
 		if _, err := m.Create(ctx, Spec{Images: []string{"a"}}, nil); err != nil {
 			t.Fatal(err)
 		}
-		go func() {
+		var busy sync.WaitGroup
+		defer busy.Wait()
+		busy.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
 				m.Connected("c"+strconv.Itoa(i), Facts{Name: strconv.Itoa(i)})
 				time.Sleep(tickEvery)
 			}
-		}()
+		})
 		job, err := m.Wait(ctx, "77", 3)
 		if err != nil || job.Revision != 3 {
 			t.Errorf("%+v, %v", job, err)
