@@ -177,7 +177,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	// Peers and schedulers stay until the last response has gone out.
 	cctx, leave := context.WithCancel(context.WithoutCancel(ctx))
 	defer leave()
-	d.cluster.preheats = newPreheater(cctx, d, handler)
+	working, quit := context.WithCancel(cctx)
+	defer quit()
+	d.cluster.preheats = newPreheater(working, d, handler)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.cluster.run(cctx) })
 	group.Go(func() error {
@@ -196,6 +198,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group.Go(func() error {
 		<-ctx.Done()
 		d.stop(front, back)
+		quit() // first, so that nothing counts as failed because the daemon stops
 		d.fetcher.Close()
 		leave()
 		return nil

@@ -172,10 +172,11 @@ func (p *preheater) take(o *jobs.Order) {
 	t.order.Authorization = ""
 	t.report = jobs.Report{Job: o.Job, Image: o.Image, Resolve: o.Resolve, State: jobs.Waiting}
 	switch {
-	case p.closed || !p.makeRoom():
-		p.decline(t, jobs.Failed, "the daemon is stopping, or has too many orders")
+	case p.closed: // as carryOut
 	case o.Known:
 		p.decline(t, jobs.Unknown, "")
+	case !p.makeRoom():
+		p.decline(t, jobs.Failed, "the daemon has too many orders")
 	default:
 		p.tasks[key] = t
 		ctx, cancel := context.WithTimeout(p.ctx, o.Deadline)
@@ -234,13 +235,16 @@ func (p *preheater) carryOut(ctx context.Context, t *task) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.ctx.Err() != nil {
+		return // whoever gave the order gives it again when the daemon is back
+	}
 	t.ended, t.dirty, t.auth = time.Now(), true, ""
 	switch {
 	case err == nil:
 		t.report.State = jobs.Done
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		t.report.State, t.report.Reason = jobs.Failed, "not done in the time that the job had"
-	case ctx.Err() != nil && p.ctx.Err() == nil:
+	case ctx.Err() != nil:
 		t.report.State, t.report.Reason = jobs.Canceled, "canceled"
 	default:
 		t.report.State, t.report.Reason, t.report.Again = jobs.Failed, err.Error(), !refusedFor(err)

@@ -118,6 +118,26 @@ func TestPull(t *testing.T) {
 	}
 }
 
+// A remedy is for what is wrong, not for what has the same status.
+func TestPullRemedies(t *testing.T) {
+	for _, c := range []struct {
+		image     string
+		manifests http.HandlerFunc
+		remedy    string
+	}{
+		{host + "/team/app:v1", answer(403, `{"errors":[{"code":"DENIED","message":"requested access is denied"}]}`), "refuses this node's address"},
+		{"other.example.com/app:v1", answer(403, `{"errors":[{"code":"DENIED","message":"registry is not allowed here"}]}`), "--registry other.example.com"},
+		{host + "/team/app:v1", answer(503, `{"errors":[{"code":"TOOMANYREQUESTS","message":"pull rate limit"}]}`), "wait: "},
+		{host + "/team/app:v1", answer(503, `{"errors":[{"code":"UNAVAILABLE","message":"no route"}]}`), "reaches the registry"},
+	} {
+		cfg := newNode(t, ok, c.manifests)
+		cfg.Image = c.image
+		if _, pull := traps(t, cfg); !strings.Contains(pull.Remedy, c.remedy) {
+			t.Errorf("%s: the remedy is %q, want %q", pull.Text, pull.Remedy, c.remedy)
+		}
+	}
+}
+
 // A registry that gives everybody a token is asked for one.
 func TestPullWithToken(t *testing.T) {
 	realm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

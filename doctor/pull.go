@@ -97,7 +97,11 @@ func (e *examination) pull(ctx context.Context, asked []string, listening bool) 
 	case resp.StatusCode == http.StatusUnauthorized:
 		e.add(OK, name, "", fmt.Sprintf("the registry asks for credentials for %s, and the mirror says so: pulls bring theirs", image))
 	default:
-		remedy, text := explain(resp.StatusCode, body, host)
+		allowed := false
+		if e.node != nil {
+			_, allowed = e.allowed(host)
+		}
+		remedy, text := explain(resp.StatusCode, body, host, allowed)
 		e.add(Trap, name, remedy, fmt.Sprintf("%s: %s", image, text))
 	}
 }
@@ -200,18 +204,25 @@ func (e *examination) token(ctx context.Context, challenges []string) string {
 	return ""
 }
 
-// explain says what a refusal of the mirror means.
-func explain(status int, body []byte, host string) (remedy, text string) {
+// explain says what a refusal of the mirror means, for a registry that the
+// daemon allows or does not.
+func explain(status int, body []byte, host string, allowed bool) (remedy, text string) {
 	var answer struct {
 		Errors []struct{ Code, Message string }
 	}
+	code := ""
 	text = fmt.Sprintf("the mirror answers %d", status)
 	if json.Unmarshal(body, &answer) == nil && len(answer.Errors) > 0 {
+		code = answer.Errors[0].Code
 		text += ": " + answer.Errors[0].Message
 	}
 	switch {
-	case status == http.StatusForbidden:
+	case status == http.StatusForbidden && !allowed:
 		return "start the daemon with --registry " + host + " besides those it has", text
+	case status == http.StatusForbidden:
+		return "name an image that everybody may read with --image, or see whether " + host + " refuses this node's address", text
+	case code == "TOOMANYREQUESTS":
+		return "wait: " + host + " takes no more requests from this address for now; with credentials it may take more", text
 	case status == http.StatusNotFound:
 		return "name an image that exists with --image", text
 	case strings.Contains(text, "x509") || strings.Contains(text, "certificate"):

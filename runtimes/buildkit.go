@@ -1,6 +1,7 @@
 package runtimes
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 )
@@ -14,10 +15,7 @@ func planBuildKit(tree Tree, o Options, p *Plan) error {
 	if err != nil {
 		return err
 	}
-	file := "/etc/buildkit/buildkitd.toml"
-	if o.Config != "" {
-		file = o.Config
-	}
+	file := buildKitFile(o)
 	before, err := read(tree, file)
 	if err != nil {
 		return err
@@ -47,4 +45,25 @@ func planBuildKit(tree Tree, o Options, p *Plan) error {
 	}
 	p.change(Change{Path: file, Before: before, After: f.raw, Restart: true, What: "puts the mirror first for each registry"})
 	return nil
+}
+
+func buildKitFile(o Options) string { return cmp.Or(o.Config, "/etc/buildkit/buildkitd.toml") }
+
+// buildKitRegistries returns the registries that have mirrors in a file, none if
+// it cannot be read: to say so is for planning.
+func buildKitRegistries(tree Tree, file string) (names []string) {
+	raw, err := read(tree, file)
+	if err != nil {
+		return nil
+	}
+	f, err := parseTOML(raw)
+	if err != nil {
+		return nil
+	}
+	for name := range table(f.doc, "registry") {
+		if at(f.doc, "registry", name, "mirrors") != nil {
+			names = append(names, name)
+		}
+	}
+	return names
 }

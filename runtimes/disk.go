@@ -1,6 +1,7 @@
 package runtimes
 
 import (
+	"bytes"
 	"debug/buildinfo"
 	"errors"
 	"fmt"
@@ -152,6 +153,13 @@ func (d Disk) Apply(steps []Step, next *State) error {
 			}
 		}
 	}
+	if len(next.leaving) == 0 {
+		return nil
+	}
+	next.leaving = nil
+	if err := d.saveState(next); err != nil {
+		return fmt.Errorf("keeping the backup: %w", err)
+	}
 	return nil
 }
 
@@ -209,16 +217,27 @@ func (d Disk) noteMissing(dir string, s *State) error {
 	return nil
 }
 
-// take brings one file to what it is to be.
+// take brings one file to what it is to be, if it still is what it was when the
+// step was worked out.
 func (d Disk) take(s Step) error {
+	now, err := read(d, s.Path)
+	if err != nil {
+		return err
+	}
+	if (now == nil) != (s.Before == nil) || !bytes.Equal(now, s.Before) {
+		return fmt.Errorf("%s was changed by somebody else at this moment: run this again", s.Path)
+	}
 	real, err := d.real(s.Path)
 	if err != nil {
 		return err
 	}
-	if s.After == nil {
-		return os.Remove(real)
+	if s.After != nil {
+		return d.write(real, s.After, 0o644)
 	}
-	return d.write(real, s.After, 0o644)
+	if err := os.Remove(real); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(real))
 }
 
 // write replaces a file as a whole, or not at all, and keeps the mode and owner

@@ -95,6 +95,9 @@ func (in *Inspection) generated(tree Tree, runtime string, o Options) {
 // inspectPlanned looks whether an install would change anything.
 func inspectPlanned(tree Tree, runtime string, o Options, in *Inspection) {
 	if len(o.Registries) == 0 {
+		o.Registries = installed(tree, runtime, o)
+	}
+	if len(o.Registries) == 0 {
 		o.Registries = []string{"docker.io"}
 	}
 	in.Registries = o.Registries
@@ -107,6 +110,26 @@ func inspectPlanned(tree Tree, runtime string, o Options, in *Inspection) {
 	default:
 		in.ok(checkConfig, "%s: it names the mirror", p.Found[0])
 	}
+}
+
+// installed returns the registries for which a runtime's own file has the
+// mirror, in order.
+func installed(tree Tree, runtime string, o Options) (list []string) {
+	var names []string
+	switch runtime {
+	case K3s, RKE2:
+		names = rancherRegistries(tree, rancherFile(runtime, o))
+	case BuildKit:
+		names = buildKitRegistries(tree, buildKitFile(o))
+	}
+	for _, name := range names {
+		o.Registries = []string{name}
+		if p, err := NewPlan(tree, runtime, o); err == nil && len(p.Changes) == 0 {
+			list = append(list, name)
+		}
+	}
+	slices.Sort(list)
+	return list
 }
 
 // inspectCRIO looks which registries have the mirror among theirs.

@@ -50,6 +50,30 @@ func TestInspectAfterInstall(t *testing.T) {
 	}
 }
 
+// Without a registry to look for, those count for which the mirror was
+// installed, whichever they are.
+func TestInspectOtherRegistries(t *testing.T) {
+	for runtime, files := range map[string]map[string]string{
+		Containerd: {"etc/containerd/config.toml": plainConfig},
+		K3s:        {"etc/rancher/k3s/registries.yaml": "mirrors:\n  docker.io:\n    endpoint: [\"https://a\"]\n"},
+		CRIO:       {"etc/crio/crio.conf": "", "etc/containers/registries.conf": ""},
+		BuildKit:   {"etc/buildkit/buildkitd.toml": "[registry.\"docker.io\"]\n  mirrors = [\"a\"]\n"},
+	} {
+		d := lay(t, t.TempDir(), files)
+		install(t, d, runtime, options("ghcr.io", "quay.io"))
+		in := Inspect(d, runtime, Options{Mirror: mirror})
+		if got := in.traps(); len(got) > 0 || !slices.Equal(in.Registries, []string{"ghcr.io", "quay.io"}) {
+			t.Errorf("%s: of %q the traps are %q", runtime, in.Registries, got)
+		}
+	}
+	d := lay(t, t.TempDir(), map[string]string{"etc/rancher/rke2/registries.yaml": ""})
+	install(t, d, RKE2, options(Everything))
+	in := Inspect(d, RKE2, Options{Mirror: mirror})
+	if got := in.traps(); len(got) > 0 || !slices.Equal(in.Registries, []string{Everything}) {
+		t.Errorf("rke2: of %q the traps are %q", in.Registries, got)
+	}
+}
+
 // k3s that has not been restarted since shows in what it made of its file.
 func TestInspectGenerated(t *testing.T) {
 	d := lay(t, t.TempDir(), map[string]string{

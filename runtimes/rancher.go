@@ -2,6 +2,7 @@ package runtimes
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"reflect"
@@ -16,10 +17,7 @@ import (
 // would not last.
 func planRancher(name string) func(Tree, Options, *Plan) error {
 	return func(tree Tree, o Options, p *Plan) error {
-		file := "/etc/rancher/" + name + "/registries.yaml"
-		if o.Config != "" {
-			file = o.Config
-		}
+		file := rancherFile(name, o)
 		before, err := read(tree, file)
 		if err != nil {
 			return err
@@ -51,6 +49,31 @@ func planRancher(name string) func(Tree, Options, *Plan) error {
 		p.change(c)
 		return nil
 	}
+}
+
+func rancherFile(name string, o Options) string {
+	return cmp.Or(o.Config, "/etc/rancher/"+name+"/registries.yaml")
+}
+
+// rancherRegistries returns the registries that have mirrors in a file, none if
+// it cannot be read: to say so is for planning.
+func rancherRegistries(tree Tree, file string) (names []string) {
+	raw, err := read(tree, file)
+	if err != nil {
+		return nil
+	}
+	mirrors, err := yamlMirrors(raw)
+	if err != nil || mirrors == nil || mirrors.Kind != yaml.MappingNode {
+		return nil
+	}
+	for i := 0; i+1 < len(mirrors.Content); i += 2 {
+		name := mirrors.Content[i].Value
+		if name == "*" {
+			name = Everything
+		}
+		names = append(names, name)
+	}
+	return names
 }
 
 func restartRancher(name string) func(Tree) []string {

@@ -14,6 +14,9 @@ type State struct {
 	Files           []StateFile
 	// Dirs are the directories that were made, outermost first.
 	Dirs []string
+	// leaving are files that the steps to this state bring back. They are on
+	// record until that is done.
+	leaving []StateFile
 }
 
 // StateFile is a file as it was and as it was written.
@@ -21,6 +24,9 @@ type StateFile struct {
 	Path string
 	// Before is nil if there was none.
 	Before, After []byte
+	// Replaced is what After came in the place of, if that was neither nothing
+	// nor Before but of an earlier install: one that is cut short leaves it.
+	Replaced []byte
 	// Restart is that of the change.
 	Restart bool
 }
@@ -31,7 +37,7 @@ func (f StateFile) original(now []byte, mirror string) (_ []byte, certain bool) 
 	switch {
 	case now == nil, bytes.Equal(now, f.Before) && f.Before != nil:
 		return now, true
-	case bytes.Equal(now, f.After):
+	case bytes.Equal(now, f.After), f.Replaced != nil && bytes.Equal(now, f.Replaced):
 		return f.Before, true
 	}
 	// Changed since. What was put in is taken out, if it is still there once.
@@ -68,23 +74,53 @@ type Step struct {
 
 // Install returns the steps that make a plan true, from the tree as it is, and
 // the state after them. The plan was made on the tree that [State.Original]
-// returned.
+// returned; what was edited since, and stays, is added to its warnings.
 func (s *State) Install(tree Tree, p *Plan) (steps []Step, next *State, err error) {
 	next = &State{Runtime: p.Runtime, Mirror: p.Mirror, Dirs: s.Dirs}
 	wanted := map[string]bool{}
 	for _, c := range p.Changes {
 		wanted[c.Path] = true
-		next.Files = append(next.Files, StateFile{c.Path, c.Before, c.After, c.Restart})
 		now, err := read(tree, c.Path)
 		if err != nil {
 			return nil, nil, err
 		}
+		if i := s.index(c.Path); i >= 0 {
+			if _, certain := s.Files[i].original(now, s.Mirror); !certain {
+				return nil, nil, s.Unclear(c.Path)
+			}
+		}
+		f := StateFile{Path: c.Path, Before: c.Before, After: c.After, Restart: c.Restart}
 		if now == nil || !bytes.Equal(now, c.After) {
 			steps = append(steps, Step{c.Path, now, c.After, c.What, c.Restart})
+			if now != nil && !bytes.Equal(now, c.Before) {
+				f.Replaced = now
+			}
+		}
+		next.Files = append(next.Files, f)
+	}
+	undo, unsure, err := s.undo(tree, func(path string) bool { return !wanted[path] })
+	for _, f := range s.Files {
+		switch {
+		case wanted[f.Path]:
+		case slices.Contains(unsure, f.Path):
+			p.warn("%v", s.Unclear(f.Path))
+			next.Files = append(next.Files, f)
+		default:
+			next.leaving = append(next.leaving, f)
 		}
 	}
-	undo, _, err := s.undo(tree, func(path string) bool { return !wanted[path] })
 	return append(steps, undo...), next, err
+}
+
+func (s *State) index(path string) int {
+	return slices.IndexFunc(s.Files, func(f StateFile) bool { return f.Path == path })
+}
+
+// Unclear is the error that files were edited in a way that leaves bringing them
+// back to people.
+func (s *State) Unclear(paths ...string) error {
+	return fmt.Errorf("%s: edited since, and what is of the mirror cannot be told from the rest: take %s out by hand, as in %s, and run this again",
+		strings.Join(paths, ", "), s.Mirror, Backup(s.Runtime))
 }
 
 // Uninstall returns the steps that bring everything back, and the files that

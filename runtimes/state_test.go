@@ -109,6 +109,81 @@ func TestInstallAgain(t *testing.T) {
 	}
 }
 
+// An install that is cut short, here because a file changes under its hands,
+// leaves what an uninstall brings back to the byte and another install completes.
+func TestInterruptedInstall(t *testing.T) {
+	crio := map[string]string{"etc/containers/registries.conf": "unqualified-search-registries = []\n"}
+	containerd := map[string]string{"etc/containerd/config.toml": strings.Replace(plainConfig, "/etc/containerd/certs.d", "", 1), "etc/containerd/certs.d/docker.io/hosts.toml": houseHosts}
+	for _, c := range []struct {
+		runtime string
+		files   map[string]string
+	}{{Containerd, containerd}, {CRIO, crio}} {
+		other := options("docker.io", "quay.io")
+		other.Mirror = "http://127.0.0.1:5500"
+		once := lay(t, t.TempDir(), c.files)
+		install(t, once, c.runtime, other)
+		for _, finish := range []bool{false, true} {
+			for cut, more := 0, true; more; cut++ {
+				d := lay(t, t.TempDir(), c.files)
+				before := snapshot(t, d.Root)
+				install(t, d, c.runtime, options("docker.io", "ghcr.io"))
+				_, steps, next, err := prepare(d, c.runtime, other)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if more = cut < len(steps)-1; len(steps) == 0 {
+					t.Fatal("the second install has nothing to do")
+				}
+				steps[cut].Before = []byte("what was seen")
+				if err := d.Apply(steps, next); err == nil || !strings.Contains(err.Error(), steps[cut].Path) {
+					t.Fatalf("a file that was changed meanwhile: %v", err)
+				}
+				if finish {
+					install(t, d, c.runtime, other)
+					if got, want := snapshot(t, filepath.Join(d.Root, "etc")), snapshot(t, filepath.Join(once.Root, "etc")); got != want {
+						t.Errorf("%s, cut before %s: after another install the node has\n%s\nwant\n%s", c.runtime, steps[cut].Path, got, want)
+					}
+				}
+				uninstall(t, d, c.runtime)
+				if after := snapshot(t, d.Root); after != before {
+					t.Errorf("%s, cut before %s: after uninstall:\n%s\nbefore:\n%s", c.runtime, steps[cut].Path, after, before)
+				}
+			}
+		}
+	}
+}
+
+// What was edited so that it cannot be told from the rest is neither forgotten
+// by an install with other flags nor taken for what was there before.
+func TestInstallAgainOverUnclear(t *testing.T) {
+	d := lay(t, t.TempDir(), map[string]string{"etc/containerd/config.toml": plainConfig})
+	install(t, d, Containerd, options("docker.io"))
+	file := filepath.Join(d.Root, "etc/containerd/certs.d/docker.io/hosts.toml")
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, bytes.Replace(content, []byte("capabilities"), []byte("# capabilities"), 1), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p, _ := install(t, d, Containerd, options("docker.io", "quay.io"))
+	if len(p.Warnings) != 1 || !strings.Contains(p.Warnings[0], "docker.io/hosts.toml") {
+		t.Errorf("warnings: %v", p.Warnings)
+	}
+	s, err := d.State(Containerd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, unsure, err := s.Uninstall(d); err != nil || len(unsure) != 1 {
+		t.Errorf("after another install, uninstall is unsure of %v, %v; want the one file", unsure, err)
+	}
+	other := options("docker.io", "quay.io")
+	other.Mirror = "http://127.0.0.1:5500"
+	if _, _, _, err := prepare(d, Containerd, other); err == nil || !strings.Contains(err.Error(), mirror) {
+		t.Errorf("an install of another mirror over it: %v", err)
+	}
+}
+
 // Two runtimes share the place of their backups, which goes with the last.
 func TestUninstallOfTwoRuntimes(t *testing.T) {
 	d := lay(t, t.TempDir(), map[string]string{"etc/containerd/config.toml": plainConfig, "etc/docker/daemon.json": "{}"})

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 )
 
 // stateDir holds, for each runtime, NAME.json and the files as they were and
@@ -61,6 +62,10 @@ func (d Disk) State(runtime string) (*State, error) {
 		if one.After, err = d.kept(runtime, "after", f.Path); err != nil {
 			return nil, err
 		}
+		// There whether or not it is the record's: it is written before that.
+		if one.Replaced, err = read(d, path.Join(stateDir, runtime, "replaced", f.Path)); err != nil {
+			return nil, err
+		}
 		s.Files = append(s.Files, one)
 	}
 	return s, nil
@@ -76,24 +81,28 @@ func (d Disk) kept(runtime, which, file string) ([]byte, error) {
 }
 
 // saveState writes the copies, and then the record that names them. They may
-// hold credentials, and are for root alone.
+// hold credentials, and are for root alone. What an earlier record says of the
+// same files stays true while they are written: those that are replaced come
+// first.
 func (d Disk) saveState(s *State) error {
 	r := stateRecord{Version: stateVersion, Runtime: s.Runtime, Mirror: s.Mirror, Dirs: s.Dirs}
 	if err := d.mkdir(stateDir, 0o700); err != nil {
 		return err
 	}
-	for _, f := range s.Files {
+	for _, f := range slices.Concat(s.Files, s.leaving) {
 		r.Files = append(r.Files, recordFile{f.Path, f.Before == nil, f.Restart})
-		copies := map[string][]byte{"after": f.After}
-		if f.Before != nil {
-			copies["before"] = f.Before
-		}
-		for which, content := range copies {
-			real, err := d.real(path.Join(stateDir, s.Runtime, which, f.Path))
+		for _, c := range []struct {
+			which   string
+			content []byte
+		}{{"replaced", f.Replaced}, {"before", f.Before}, {"after", f.After}} {
+			if c.content == nil {
+				continue
+			}
+			real, err := d.real(path.Join(stateDir, s.Runtime, c.which, f.Path))
 			if err != nil {
 				return err
 			}
-			if err := d.write(real, content, 0o600); err != nil {
+			if err := d.write(real, c.content, 0o600); err != nil {
 				return err
 			}
 		}

@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -49,6 +51,9 @@ does not answer, and the next run puts things right.`,
 	return cmd
 }
 
+// attachPatience is how long a run that was asked to end may take to.
+const attachPatience = 5 * time.Second
+
 // containerd returns a run of "shoal containerd".
 func containerd(log io.Writer, what, root string, args ...string) func(context.Context) error {
 	return func(ctx context.Context) error {
@@ -58,6 +63,9 @@ func containerd(log io.Writer, what, root string, args ...string) func(context.C
 		}
 		c := exec.CommandContext(ctx, self, append([]string{"containerd", what, "--root", root}, args...)...)
 		c.Stdout, c.Stderr = log, log
+		// Killed between two files it would leave more to take back than asked.
+		c.Cancel = func() error { return c.Process.Signal(syscall.SIGTERM) }
+		c.WaitDelay = attachPatience
 		if err := c.Run(); err != nil {
 			return fmt.Errorf("shoal containerd %s: %w", what, err)
 		}

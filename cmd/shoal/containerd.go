@@ -245,8 +245,7 @@ func (n *node) uninstall(ctx context.Context, w io.Writer) error {
 			return err
 		}
 		if len(unsure) > 0 {
-			return fmt.Errorf("%s: edited since, and what is of the mirror cannot be told from the rest: take %s out by hand, as in %s, and run this again",
-				strings.Join(unsure, ", "), state.Mirror, runtimes.Backup(name))
+			return state.Unclear(unsure...)
 		}
 		if n.dryRun {
 			if err := diff(w, steps); err != nil {

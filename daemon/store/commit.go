@@ -37,6 +37,10 @@ func (p *Partial) Commit() error {
 	case !verified:
 		return fmt.Errorf("%w: %s", errUnverified, p.e.digest)
 	}
+	// Syncing may take long. Who changes the file meanwhile changes what was
+	// verified, which the time of its last write tells. Nothing is proven by
+	// one that cannot be told.
+	verifiedAs, _ := p.data.stat()
 	// Not tried again: after a failed fsync Linux takes the pages for clean,
 	// and the next one would succeed without having written them.
 	if err := p.data.sync(); err != nil {
@@ -49,7 +53,7 @@ func (p *Partial) Commit() error {
 	if err := p.writeSidecar(); err != nil {
 		return p.s.writeFailed("writing piece sums of "+string(p.e.digest), err)
 	}
-	if err := p.rename(); err != nil {
+	if err := p.rename(verifiedAs); err != nil {
 		return p.s.writeFailed("completing "+string(p.e.digest), err)
 	}
 	return p.settleNames()
@@ -122,7 +126,7 @@ func (p *Partial) makeShard(shard string) error {
 
 // rename gives the data its final name and moves it in the index, in one step
 // for everybody who looks.
-func (p *Partial) rename() error {
+func (p *Partial) rename(verifiedAs fileInfo) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s, e, path := p.s, p.e, p.s.blobPath(p.e.digest)
@@ -151,7 +155,7 @@ func (p *Partial) rename() error {
 	blob := &entry{digest: e.digest, size: e.size, proof: newProof(e.size), touched: time.Now()}
 	// The bytes were hashed on their way to the disk and again by Verify.
 	// Renaming changed the ctime, so the identity is taken after it.
-	if info, err := p.data.stat(); err == nil {
+	if info, err := p.data.stat(); err == nil && info.size == verifiedAs.size && info.mtime == verifiedAs.mtime {
 		blob.proof.prove(info.identity, append([]piece.Sum(nil), p.sums...))
 	}
 	s.index.add(blob)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -95,6 +96,39 @@ func flip(t *testing.T, path string, off int64) {
 	b[0] ^= 4
 	if _, err := f.WriteAt(b[:], off); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A bit that flips while the blob, verified, is made durable is found as well.
+func TestRotWhileCommitting(t *testing.T) {
+	b := content(7, 3*testPiece+100)
+	h := &hookFS{fileSystem: osFS{}, hook: func(string, string) error { return nil }}
+	s, err := openOn(h, Config{Dir: filepath.Join(t.TempDir(), "data"), MaxBytes: 1 << 30, Logger: quiet("").Logger})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	partial := s.partialPath(digest.FromBytes(b))
+	flips := 0
+	h.hook = func(op, name string) error {
+		if op == "fsync" && name == partial && flips == 0 {
+			flips++
+			flip(t, name, testPiece+50)
+			// Where the clock of files ticks slowly, the last write may be as old.
+			later := time.Now().Add(time.Second)
+			return os.Chtimes(name, later, later)
+		}
+		return nil
+	}
+	d := mustPut(t, s, b)
+	blob, err := s.Blob(d)
+	if err != nil || flips != 1 {
+		t.Fatal(err, flips)
+	}
+	defer blob.Close()
+	var got bytes.Buffer
+	if n, err := blob.CopyRange(&got, 0, blob.Size()); !errors.Is(err, ErrCorrupt) || !bytes.HasPrefix(b, got.Bytes()) {
+		t.Errorf("CopyRange = %d, %v", n, err)
 	}
 }
 

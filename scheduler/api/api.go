@@ -273,6 +273,10 @@ func (s *service) renew(w http.ResponseWriter, r *http.Request) {
 	if !accept(w, r, &req, &req.Credentials) {
 		return
 	}
+	if len(req.Credentials) == 0 {
+		fail(w, http.StatusBadRequest, &badRequest{"credentials", "credentials: name at least one, or the job would lose those it has"})
+		return
+	}
 	if err := s.jobs.Renew(r.Context(), r.PathValue("id"), req.Credentials); err != nil {
 		s.failed(w, err)
 		return

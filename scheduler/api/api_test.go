@@ -246,6 +246,20 @@ func TestGuard(t *testing.T) {
 	}
 }
 
+// A renewal that brings nothing takes nothing away.
+func TestRenewalOfNothing(t *testing.T) {
+	m, srv := start(t, "")
+	job, err := m.Create(t.Context(), jobs.Spec{Images: []string{"a"}}, jobs.Credentials{"docker.io": "Bearer abcdef"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, body := range []string{`{}`, `{"credentials":{}}`, `{"credentials":null}`} {
+		if code, text := ask(t, "PUT", srv.URL+"/api/v1/jobs/"+job.ID+"/credentials", body); code != 400 || !strings.Contains(text, "credentials") {
+			t.Errorf("%s: %d %s", body, code, text)
+		}
+	}
+}
+
 func TestLimit(t *testing.T) {
 	h := Limit(1, 2, http.NotFoundHandler())
 	var codes []int

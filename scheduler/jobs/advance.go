@@ -131,8 +131,12 @@ func (c *Core) unresolved(j *job, k int, why string, again bool) {
 	img.State, img.Reason = Failed, why
 }
 
-// parts returns the indexes of an image's contents that a platform needs.
+// parts returns the indexes of an image's contents that a platform needs, none
+// before they are known.
 func (j *job) parts(k int, platform string) []int {
+	if j.Images[k].State != Done {
+		return nil
+	}
 	r := &j.images[k]
 	if list, ok := r.parts[platform]; ok {
 		return list
@@ -335,6 +339,11 @@ func (j *job) sum(now time.Time) {
 		return
 	}
 	j.ended, j.creds, j.Needs = now, nil, false
+	for k := range j.Images {
+		if img := &j.Images[k]; !img.State.Final() {
+			img.State, img.Reason = Failed, "no node was left to resolve it"
+		}
+	}
 	switch {
 	case j.State == Canceled:
 	case counts.Done == counts.Nodes:

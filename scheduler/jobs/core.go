@@ -126,10 +126,32 @@ func (c *Core) Connected(now time.Time, id string, facts Facts) {
 	n := &conn{id: id, facts: facts, since: now}
 	c.conns[id], c.names[facts.Name] = n, n
 	for _, j := range c.list {
-		if i, ok := j.index[facts.Name]; ok {
-			j.work[i].conn = "" // what it was asked before may be lost
+		if !j.Ended() {
+			j.connected(now, facts)
 		}
-		j.stir = true
+	}
+}
+
+// connected takes in that a node is there, perhaps again: what it was asked
+// before may be lost, and it has as long to answer as if asked first.
+func (j *job) connected(now time.Time, facts Facts) {
+	j.stir = true
+	for k := range j.Images {
+		if j.Images[k].State == Running && j.images[k].node == facts.Name {
+			j.Images[k].State = Waiting
+		}
+	}
+	i, ok := j.index[facts.Name]
+	if !ok {
+		return
+	}
+	j.work[i].conn, j.work[i].heard = "", now
+	// One that was named before it was there.
+	if n := &j.Nodes[i]; n.Platform == "" {
+		n.Zone, n.Platform = facts.Zone, facts.Platform
+		for k := range j.Images {
+			j.measure(i, k)
+		}
 	}
 }
 

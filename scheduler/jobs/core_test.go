@@ -250,6 +250,97 @@ func TestNodesComeAndGo(t *testing.T) {
 	}
 }
 
+// A node that comes back within the grace is asked before it is given up,
+// however long the network kept quiet that its connection was dead.
+func TestNodeComesBackAfterSilence(t *testing.T) {
+	w := newWorld(t, many(1)...)
+	w.create(Spec{Images: []string{"a"}}, nil)
+	w.resolve(Report{State: Done, Resolved: resolution()})
+	w.report("n0", Running, "")
+	w.pass(45 * time.Second)
+	w.core.Gone("conn-n0")
+	w.pass(25 * time.Second)
+	w.orders()
+	w.connect(node(0, "a"))
+	w.pass(0)
+	if w.orders()["n0"] == nil {
+		t.Fatal("it was not asked when it was back")
+	}
+	w.report("n0", Done, "", done(3)...)
+	w.want(Done, Counts{Nodes: 1, Done: 1})
+}
+
+// A node that was to resolve an image and was restarted is asked again at
+// once, and that counts as no failure.
+func TestResolverComesBack(t *testing.T) {
+	w := newWorld(t, many(1)...)
+	w.create(Spec{Images: []string{"a"}}, nil)
+	for range 5 {
+		if w.orders()["resolve"] == nil {
+			t.Fatal("it was not asked")
+		}
+		w.pass(time.Second)
+		w.connect(node(0, "a")) // the old connection is found dead by this
+		w.pass(0)
+	}
+	w.resolve(Report{State: Done, Resolved: resolution()})
+	w.report("n0", Done, "", done(3)...)
+	w.want(Done, Counts{Nodes: 1, Done: 1})
+}
+
+// A node that is named before it is connected gets what is for its platform.
+func TestNamedNodeComesLate(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		w := newWorld(t, many(1)...)
+		w.create(Spec{Images: []string{"a"}, Nodes: []string{"n0,n1"}}, nil)
+		if late {
+			w.resolve(Report{State: Done, Resolved: resolution()})
+		}
+		w.connect(node(1, "b"))
+		if !late {
+			w.resolve(Report{State: Done, Resolved: resolution()})
+		}
+		w.pass(0)
+		if o := w.orders()["n1"]; o == nil || len(o.Contents) != 3 {
+			t.Fatalf("resolved before it came %v: the order is %+v", late, o)
+		}
+		w.report("n0", Done, "", done(3)...)
+		w.report("n1", Done, "", done(3)...)
+		j := w.want(Done, Counts{Nodes: 2, Done: 2})
+		if n := j.Nodes[j.find("n1")]; n.Size != 10*kib+2 || n.Bytes != n.Size || n.Zone != "b" {
+			t.Errorf("resolved before it came %v: %+v", late, n)
+		}
+	}
+}
+
+// A report on an image that is not resolved yet means nothing, and does not
+// spoil what comes.
+func TestReportBeforeResolved(t *testing.T) {
+	w := newWorld(t, many(2)...)
+	w.create(Spec{Images: []string{"a"}}, nil)
+	w.report("n0", Done, "")
+	w.pass(0)
+	w.resolve(Report{State: Done, Resolved: resolution()})
+	w.pass(0)
+	if o := w.orders()["n1"]; o == nil || len(o.Contents) != 3 {
+		t.Errorf("the other node was ordered %+v", o)
+	}
+}
+
+// In a job that has ended nothing is under way: not the resolution of an image,
+// either, when the nodes are gone.
+func TestEndedWithoutResolution(t *testing.T) {
+	w := newWorld(t, many(1)...)
+	w.create(Spec{Images: []string{"a"}}, nil)
+	w.core.Gone("conn-n0")
+	w.pass(0)
+	w.pass(31 * time.Second)
+	j := w.want(Failed, Counts{Nodes: 1, Failed: 1})
+	if img := j.Images[0]; img.State != Failed || !strings.Contains(j.Reason, "no node was left") {
+		t.Errorf("%s: the image is %s: %s", j.Reason, img.State, img.Reason)
+	}
+}
+
 // A node that says nothing is asked, and then unknown.
 func TestMute(t *testing.T) {
 	w := newWorld(t, many(1)...)

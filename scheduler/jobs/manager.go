@@ -306,6 +306,9 @@ func (m *Manager) Wait(ctx context.Context, id string, than int64) (Job, error) 
 		j := m.core.jobs[id]
 		look := j == nil || j.Revision != than || j.Ended()
 		changed := m.changed
+		if j == nil {
+			changed = nil // what changes here says nothing of it
+		}
 		m.mu.Unlock()
 		if look {
 			job, err := m.Get(ctx, id)

@@ -60,7 +60,7 @@ func (c *Core) Report(now time.Time, id string, r Report) {
 func (c *Core) layers(j *job, i int, r Report) (all bool) {
 	img := &j.Nodes[i].Images[r.Image]
 	parts := j.parts(r.Image, j.Nodes[i].Platform)
-	if len(r.Layers) != len(parts) || j.Images[r.Image].State != Done {
+	if len(r.Layers) != len(parts) || len(parts) == 0 {
 		return false
 	}
 	all = true
@@ -92,11 +92,7 @@ func (c *Core) resolved(j *job, n *conn, r Report) {
 		img.Digest, img.MediaType = r.Resolved.Digest, r.Resolved.MediaType
 		img.Contents, img.Platforms = r.Resolved.Contents, r.Resolved.Platforms
 		for i := range j.Nodes {
-			at := &j.Nodes[i].Images[r.Image]
-			at.Size = 0
-			for _, p := range j.parts(r.Image, j.Nodes[i].Platform) {
-				at.Size += img.Contents[p].Size
-			}
+			j.measure(i, r.Image)
 		}
 		j.stir = true
 	case r.State == Failed:
@@ -104,6 +100,15 @@ func (c *Core) resolved(j *job, n *conn, r Report) {
 	case r.State == Unknown, r.State == Done:
 		c.unresolved(j, r.Image, "node "+n.facts.Name+" could not say what it consists of", true)
 	}
+}
+
+// measure sums up what an image has for a node.
+func (j *job) measure(i, k int) {
+	size := int64(0)
+	for _, p := range j.parts(k, j.Nodes[i].Platform) {
+		size += j.Images[k].Contents[p].Size
+	}
+	j.Nodes[i].Images[k].Size = size
 }
 
 // clean makes a reason from the network fit to be shown: one line, bounded,

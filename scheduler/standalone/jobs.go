@@ -47,9 +47,10 @@ const (
 	apiRate, apiBurst = 50, 200
 )
 
-// apiHandler serves the job API to who may use it.
-func (s *Scheduler) apiHandler() http.Handler {
-	return api.Limit(apiRate, apiBurst, s.guard.Protect(api.Handler(s.jobs, s.status)))
+// protect lets through to h only who may, and no faster than apiRate. Who may
+// not is turned away first, and so keeps nobody else out.
+func (s *Scheduler) protect(h http.Handler) http.Handler {
+	return s.guard.Protect(api.Limit(apiRate, apiBurst, h))
 }
 
 // Bounds of what one answer says of the cluster.

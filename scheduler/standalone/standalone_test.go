@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +24,7 @@ import (
 	"github.com/shoalproject/shoal/mtls"
 	"github.com/shoalproject/shoal/mtls/mtlstest"
 	"github.com/shoalproject/shoal/scheduler"
+	"github.com/shoalproject/shoal/scheduler/api"
 	"github.com/shoalproject/shoal/scheduler/client"
 	"github.com/shoalproject/shoal/scheduler/wire"
 )
@@ -282,4 +285,30 @@ func connect(t *testing.T, s *Scheduler, cfg *tls.Config) *daemon {
 		<-done
 	})
 	return d
+}
+
+// Who has no token cannot keep those out who have.
+func TestStrangersLeaveTheAPIAlone(t *testing.T) {
+	const token = "0123456789abcdef0123"
+	cfg := config()
+	cfg.JobStore, cfg.APITokenFile = "memory", filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(cfg.APITokenFile, []byte(token), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := start(t, cfg)
+	h := s.adminHandler()
+	ask := func(token string) int {
+		w, r := httptest.NewRecorder(), httptest.NewRequest("GET", "/api/v1/jobs", nil)
+		r.Header.Set(api.TokenHeader, token)
+		h.ServeHTTP(w, r)
+		return w.Code
+	}
+	for range 2 * apiBurst {
+		if code := ask(""); code != http.StatusUnauthorized && code != http.StatusTooManyRequests {
+			t.Fatalf("a stranger gets %d", code)
+		}
+	}
+	if code := ask(token); code != http.StatusOK {
+		t.Errorf("then who has the token gets %d", code)
+	}
 }
