@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"time"
 
@@ -127,7 +128,7 @@ func (p *preheatFlags) run(cmd *cobra.Command) error {
 	}
 	ctx := cmd.Context()
 	if p.cancel != "" {
-		return client.Cancel(ctx, p.cancel)
+		return cancelJob(ctx, client, p.cancel)
 	}
 	w := &watch{client: client, json: p.output == "json", out: cmd.OutOrStdout(), err: cmd.ErrOrStderr(), in: os.Stdin}
 	if p.attach != "" {
@@ -148,7 +149,7 @@ func (p *preheatFlags) run(cmd *cobra.Command) error {
 	job, err := client.Create(ctx, api.Request{Spec: p.spec, Credentials: creds})
 	if err != nil {
 		var answer *api.AnswerError
-		if errors.As(err, &answer) && answer.Status == 400 {
+		if errors.As(err, &answer) && answer.Status == http.StatusBadRequest {
 			return &usageError{err}
 		}
 		return err
@@ -205,18 +206,26 @@ func (w *watch) run(ctx context.Context, job jobs.Job) error {
 			job, lost = next, time.Time{}
 		case ctx.Err() != nil:
 			return w.interrupted(ctx, job)
-		case errors.As(err, &answer) && answer.Status != 503:
+		case errors.As(err, &answer) && answer.Status == http.StatusNotFound:
+			// It was there: its record is gone with a scheduler.
+			return unknown(job, err)
+		case errors.As(err, &answer) && answer.Status != http.StatusServiceUnavailable:
 			return err
 		case lost.IsZero():
 			lost = time.Now()
 			w.view.say("no scheduler answers; the nodes go on meanwhile")
 		case time.Since(lost) > lostFor:
-			return fmt.Errorf("job %s: what became of it is not known: %w", job.ID, err)
+			return unknown(job, err)
 		}
 	}
 	w.view.show(job)
 	w.view.end(job)
 	return verdict(job)
+}
+
+// unknown is the error for a job that nobody answers for.
+func unknown(job jobs.Job, err error) error {
+	return fmt.Errorf("job %s: what became of it is not known: %w", job.ID, err)
 }
 
 // renew gives a job newer credentials, and returns when to do it again.

@@ -8,10 +8,12 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/term"
 
+	"github.com/shoalproject/shoal/scheduler/api"
 	"github.com/shoalproject/shoal/scheduler/jobs"
 )
 
@@ -24,29 +26,46 @@ func (w *watch) begun(job jobs.Job) error {
 	return err
 }
 
+// decideIn bounds what follows an answer, not how long the answer takes.
+const decideIn = 30 * time.Second
+
 // interrupted asks whether the job is to go on. Where nobody can be asked, it
-// does.
+// does. Another interrupt ends the command at once.
 func (w *watch) interrupted(ctx context.Context, job jobs.Job) error {
+	ctx, stop := signal.NotifyContext(context.WithoutCancel(ctx), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	w.view.close()
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	goesOn := &exitError{exitFailed, fmt.Errorf("job %s goes on; --attach %[1]s follows it, --cancel %[1]s ends it", job.ID)}
+	if w.json || !term.IsTerminal(int(w.in.Fd())) {
+		return goesOn
+	}
+	fmt.Fprintf(w.err, "\nInterrupted. Shall job %s go on without this command? [Y/n] ", job.ID)
+	answer, err := w.ask(ctx)
+	if err != nil {
+		fmt.Fprintln(w.err)
+		return goesOn
+	}
+	ctx, cancel := context.WithTimeout(ctx, decideIn)
 	defer cancel()
-	if !w.json && term.IsTerminal(int(w.in.Fd())) {
-		fmt.Fprintf(w.err, "\nInterrupted. Shall job %s go on without this command? [Y/n] ", job.ID)
-		if !w.yes() {
-			if err := w.client.Cancel(ctx, job.ID); err != nil {
-				return fmt.Errorf("job %s is not canceled: %w", job.ID, err)
-			}
+	if strings.HasPrefix(strings.ToLower(strings.TrimSpace(answer)), "n") {
+		id := job.ID
+		if job, err = w.client.Cancel(ctx, id); err != nil {
+			return fmt.Errorf("job %s is not canceled: %w", id, err)
+		}
+		if !job.Ended() || job.State == jobs.Canceled {
 			return &exitError{exitFailed, fmt.Errorf("job %s is canceled", job.ID)}
 		}
+	} else if job, err = w.client.Wait(ctx, job.ID, -1); err != nil || !job.Ended() {
+		return goesOn
 	}
-	return &exitError{exitFailed, fmt.Errorf("job %s goes on; --attach %[1]s follows it, --cancel %[1]s ends it", job.ID)}
+	// It ended while the question was open.
+	w.view.end(job)
+	return verdict(job)
 }
 
-// yes reads an answer; none, and another interrupt, are a yes.
-func (w *watch) yes() bool {
-	again := make(chan os.Signal, 1)
-	signal.Notify(again, os.Interrupt)
-	defer signal.Stop(again)
+// ask reads an answer; the end of the input is an empty one. The error is that
+// of ctx.
+func (w *watch) ask(ctx context.Context) (string, error) {
 	answer := make(chan string, 1)
 	go func() {
 		line, _ := bufio.NewReader(w.in).ReadString('\n') // its end is no answer
@@ -54,8 +73,17 @@ func (w *watch) yes() bool {
 	}()
 	select {
 	case line := <-answer:
-		return !strings.HasPrefix(strings.ToLower(strings.TrimSpace(line)), "n")
-	case <-again:
-		return true
+		return line, nil
+	case <-ctx.Done():
+		return "", ctx.Err()
 	}
+}
+
+// cancelJob ends a job that somebody names.
+func cancelJob(ctx context.Context, client *api.Client, id string) error {
+	job, err := client.Cancel(ctx, id)
+	if err == nil && job.Ended() && job.State != jobs.Canceled {
+		err = fmt.Errorf("job %s is not canceled: it had ended, %s", id, job.State)
+	}
+	return err
 }

@@ -148,8 +148,8 @@ func TestJobs(t *testing.T) {
 	if strings.Contains(text, "secret-token") {
 		t.Error("a list of jobs has a credential")
 	}
-	if err := c.Cancel(t.Context(), job.ID); err != nil {
-		t.Error(err)
+	if was, err := c.Cancel(t.Context(), job.ID); err != nil || was.State != jobs.Failed {
+		t.Errorf("cancel of what has ended: %v %s", err, was.State)
 	}
 	var answer *AnswerError
 	if _, err := c.Wait(t.Context(), "77", -1); !errors.As(err, &answer) || answer.Status != 404 {

@@ -163,9 +163,10 @@ func (c *Client) Wait(ctx context.Context, id string, than int64) (job jobs.Job,
 	return job, c.do(ctx, http.MethodGet, "/api/v1/jobs/"+url.PathEscape(id)+"?revision="+strconv.FormatInt(than, 10), nil, &job)
 }
 
-// Cancel ends a job.
-func (c *Client) Cancel(ctx context.Context, id string) error {
-	return c.do(ctx, http.MethodDelete, "/api/v1/jobs/"+url.PathEscape(id), nil, nil)
+// Cancel ends a job, and returns how it stands: one that had ended before is as
+// it was, one of another scheduler ends within seconds.
+func (c *Client) Cancel(ctx context.Context, id string) (job jobs.Job, err error) {
+	return job, c.do(ctx, http.MethodDelete, "/api/v1/jobs/"+url.PathEscape(id), nil, &job)
 }
 
 // Renew gives a job other credentials.

@@ -219,6 +219,8 @@ func (c *Core) away(now time.Time, j *job, i int) {
 		switch {
 		case img.State == Running:
 			j.fail(i, k, Unknown, "the connection with the node was lost at "+w.lost.UTC().Format(time.RFC3339))
+		case img.State == Waiting && over && j.adopted:
+			j.fail(i, k, Unknown, notHeardOf) // it may have had its order
 		case img.State == Waiting && over:
 			j.fail(i, k, Failed, "the node is not connected")
 		}

@@ -76,15 +76,18 @@ type conn struct {
 // job is a Job with what only its scheduler knows.
 type job struct {
 	Job
-	creds  Credentials
-	refs   []Ref
-	images []resolving
-	work   []work         // of each node
-	index  map[string]int // of nodes, by name
-	needs  time.Time      // since when credentials are missing
-	stir   bool           // something may have to be done
-	saved  int64          // the revision that a record has
-	ended  time.Time
+	creds Credentials
+	// adopted: it was another scheduler's, whose last orders and reports are
+	// in no record.
+	adopted bool
+	refs    []Ref
+	images  []resolving
+	work    []work         // of each node
+	index   map[string]int // of nodes, by name
+	needs   time.Time      // since when credentials are missing
+	stir    bool           // something may have to be done
+	saved   int64          // the revision that a record has
+	ended   time.Time
 }
 
 // resolving is how far the resolution of an image is.
@@ -247,6 +250,9 @@ func (c *Core) Create(now time.Time, id string, spec Spec, creds Credentials) (J
 	return j.Clone(), nil
 }
 
+// notHeardOf is why it is unknown what became of a node.
+const notHeardOf = "the scheduler was restarted; the node has not been heard of since"
+
 // Adopt goes on with a job of another scheduler, or of this one before it was
 // restarted. Those of its nodes that were at work are asked how they fare.
 func (c *Core) Adopt(now time.Time, record Job) {
@@ -264,11 +270,12 @@ func (c *Core) Adopt(now time.Time, record Job) {
 		}
 		for k := range record.Nodes[i].Images {
 			if img := &record.Nodes[i].Images[k]; img.State == Running {
-				img.State, img.Reason = Unknown, "the scheduler was restarted; the node has not been heard of since"
+				img.State, img.Reason = Unknown, notHeardOf
 			}
 		}
 	}
 	j := c.add(record)
+	j.adopted = true
 	for i := range j.work {
 		j.work[i].heard = now
 		for _, img := range j.Nodes[i].Images {

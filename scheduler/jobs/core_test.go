@@ -460,6 +460,19 @@ func TestAdopt(t *testing.T) {
 	w.want(Done, Counts{Nodes: 3, Done: 3})
 }
 
+// The last orders before a restart may be in no record: of a node that does not
+// come back nobody says that it has failed, however it was recorded.
+func TestAdoptedAway(t *testing.T) {
+	w, _ := restarted(t, nil)
+	w.pass(31 * time.Second)
+	w.pass(31 * time.Second)
+	for _, n := range w.want(Failed, Counts{Nodes: 3, Unknown: 3}).Nodes {
+		if n.Reason != notHeardOf {
+			t.Errorf("%+v", n)
+		}
+	}
+}
+
 // Credentials are in no record. Who has begun goes on; for the rest they may be
 // given again, for a while.
 func TestAdoptPrivate(t *testing.T) {

@@ -1,11 +1,19 @@
 package e2e
 
 import (
+	"flag"
 	"os"
 	"testing"
 )
 
-func TestMain(m *testing.M) { os.Exit(Main(m)) }
+func TestMain(m *testing.M) {
+	// Tests that run side by side wait more than they work; fewer at a time
+	// would be the slower for nothing. A flag of the command line wins.
+	if err := flag.Set("test.parallel", "5"); err != nil {
+		panic(err)
+	}
+	os.Exit(Main(m))
+}
 
 const (
 	// upstream is the registry host that image names carry. It does not

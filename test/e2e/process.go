@@ -84,19 +84,40 @@ func launch(name, log string, cmd *exec.Cmd) (*Process, error) {
 	}
 	defer out.Close()
 	cmd.Stdout, cmd.Stderr = out, out
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p, err := begin(name, cmd)
+	if err == nil {
+		p.log = log
+	}
+	return p, err
+}
 
+// begin starts cmd, which the kernel ends if the test binary dies first.
+func begin(name string, cmd *exec.Cmd) (*Process, error) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	started := make(chan error, 1)
 	starts() <- func() { started <- cmd.Start() }
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
-	p := &Process{name: name, cmd: cmd, log: log, exited: make(chan struct{})}
+	p := &Process{name: name, cmd: cmd, exited: make(chan struct{})}
 	go func() {
 		p.err = cmd.Wait()
 		close(p.exited)
 	}()
 	return p, nil
+}
+
+// Code waits for the process to end and returns its exit code, -1 if a signal
+// ended it.
+func (p *Process) Code(t testing.TB) int {
+	t.Helper()
+	if !p.waitExit(runLimit) {
+		t.Fatalf("%s did not end within %v", p.name, runLimit)
+	}
+	return p.cmd.ProcessState.ExitCode()
 }
 
 // Log is all that the process has written so far.
@@ -261,7 +282,7 @@ func freePorts(n int) ([]string, error) {
 
 // portConflict says whether the process ended because its port was taken.
 func portConflict(p *Process, err error) bool {
-	return errors.Is(err, errEndedEarly) && strings.Contains(p.tail(), "address already in use")
+	return errors.Is(err, errEndedEarly) && strings.Contains(strings.ToLower(p.tail()), "address already in use")
 }
 
 // startOnPorts starts a server on n free ports, again with others as long as
