@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -155,18 +156,23 @@ func (p *preheater) hurry() {
 }
 
 // take takes an order in. One that is here already is reported again, and
-// keeps the newer credential.
+// keeps the newer credential. One for other contents, since the image was
+// resolved again and its tag had moved, takes its place.
 func (p *preheater) take(o *jobs.Order) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	defer p.hurry()
 	key := taskKey{o.Job, o.Image, o.Resolve}
 	if t := p.tasks[key]; t != nil && (t.ended.IsZero() || !o.Resolve) {
-		if o.Authorization != "" {
-			t.auth = o.Authorization
+		if sameContents(t.order.Contents, o.Contents) {
+			if o.Authorization != "" {
+				t.auth = o.Authorization
+			}
+			t.dirty = true
+			return
 		}
-		t.dirty = true
-		return
+		t.cancel()
+		delete(p.tasks, key)
 	}
 	t := &task{order: *o, auth: o.Authorization, dirty: true, cancel: func() {}}
 	t.order.Authorization = ""
@@ -186,6 +192,10 @@ func (p *preheater) take(o *jobs.Order) {
 			p.carryOut(ctx, t)
 		})
 	}
+}
+
+func sameContents(a, b []jobs.Content) bool {
+	return slices.EqualFunc(a, b, func(a, b jobs.Content) bool { return a.Digest == b.Digest })
 }
 
 // decline has an order answered that is not begun. The caller holds mu.

@@ -79,6 +79,16 @@ func ended(t *testing.T, c *api.Client, id string) jobs.Job {
 	}
 }
 
+// atWork waits until all nodes have their orders, which is more than that those
+// are sent: each has reported something to be there.
+func atWork(t *testing.T, c *api.Client, id string) {
+	t.Helper()
+	eventually(t, "all nodes are at it", func() bool {
+		job, err := c.Wait(t.Context(), id, -1)
+		return err == nil && !slices.ContainsFunc(job.Nodes, func(n jobs.Node) bool { return n.State != jobs.Running || n.Bytes == 0 })
+	})
+}
+
 func wantState(t *testing.T, job jobs.Job, s jobs.State) {
 	t.Helper()
 	if job.State != s {
@@ -299,10 +309,7 @@ func TestPreheatSchedulerRestarted(t *testing.T) {
 	o.Inject(registrytest.Order{Kind: registrytest.Blob, Digest: img.Layers[0].Digest}, registrytest.HangAfter(100<<10, release))
 	c, creds := s.client(t), token(o)
 	job := create(t, c, 4, api.Request{Spec: jobs.Spec{Images: []string{upstream + "/app:v1"}}, Credentials: creds})
-	eventually(t, "all nodes are at it", func() bool {
-		got, err := c.Wait(t.Context(), job.ID, -1)
-		return err == nil && got.Counts.Running == 4
-	})
+	atWork(t, c, job.ID)
 	s.stop()
 	raw, err := os.ReadFile(file)
 	if err != nil {
@@ -323,6 +330,40 @@ func TestPreheatSchedulerRestarted(t *testing.T) {
 	job = ended(t, c, job.ID)
 	wantState(t, job, jobs.Done)
 	noSecret(t, nodes, again, creds)
+}
+
+// The tag moves while a scheduler is away whose record is from before its
+// orders. It resolves again, and the node has the contents that count then, not
+// those of the order that it had.
+func TestPreheatResolvedAgain(t *testing.T) {
+	o := registrytest.New(t)
+	before := o.AddImage("app", "v1", noise(1, 4<<20))
+	file := filepath.Join(t.TempDir(), "jobs.db")
+	s := startScheduler(t, func(c *standalone.Config) { c.JobStore = file })
+	n := startCluster(t, o, 1, []*sched{s})[0]
+	release := make(chan struct{})
+	o.Inject(registrytest.Order{Kind: registrytest.Blob, Digest: before.Layers[0].Digest}, registrytest.HangAfter(100<<10, release))
+	c := s.client(t)
+	job := create(t, c, 1, api.Request{Spec: jobs.Spec{Images: []string{upstream + "/app:v1"}}})
+	record, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	atWork(t, c, job.ID)
+	s.stop()
+	after := o.AddImage("app", "v1", noise(2, 4<<20))
+	if err := os.WriteFile(file, record, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	startScheduler(t, func(c *standalone.Config) { c.JobStore, c.Listen, c.AdminListen = file, s.addr, s.admin })
+	o.Heal()
+	close(release)
+	job = ended(t, c, job.ID)
+	wantState(t, job, jobs.Done)
+	if got := job.Images[0].Digest; got != after.Manifest.Digest.String() {
+		t.Fatalf("the image is %s", got)
+	}
+	n.stored(after.Layers[0].Digest, true)
 }
 
 // Two schedulers share their records: what was begun at one is known at the

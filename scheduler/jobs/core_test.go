@@ -473,6 +473,50 @@ func TestAdoptedAway(t *testing.T) {
 	}
 }
 
+// A record may be older than the answer of what the image consists of. What nodes
+// report before there is another one does not keep the job from its end.
+func TestAdoptUnresolved(t *testing.T) {
+	before := newWorld(t, many(1)...)
+	record := before.create(Spec{Images: []string{"a"}}, nil)
+	w := newWorld(t)
+	w.core.Adopt(w.now, record)
+	w.connect(node(0, "a"))
+	w.report("n0", Done, "", done(3)...)
+	w.pass(0)
+	w.want(Running, Counts{Nodes: 1, Waiting: 1})
+	w.resolve(Report{State: Done, Resolved: resolution()})
+	if w.orders()["n0"] == nil {
+		t.Fatal("the node is not asked")
+	}
+	w.report("n0", Done, "", done(3)...)
+	if j := w.want(Done, Counts{Nodes: 1, Done: 1}); j.Counts.Size == 0 {
+		t.Error("what is done has no size")
+	}
+}
+
+// Who reports of an order that no record has is asked again when it falls
+// silent.
+func TestAdoptReported(t *testing.T) {
+	w, record := restarted(t, nil)
+	for _, f := range many(3) {
+		w.connect(f)
+	}
+	w.pass(0)
+	w.orders()
+	late := ""
+	for _, n := range record.Nodes {
+		if n.State == Waiting {
+			late = n.Name
+		}
+	}
+	w.report(late, Running, "", Layer{State: Running}, Layer{}, Layer{})
+	w.want(Running, Counts{Nodes: 3, Unknown: 2, Running: 1})
+	w.pass(16 * time.Second)
+	if w.orders()[late] == nil {
+		t.Errorf("%s is not asked", late)
+	}
+}
+
 // Credentials are in no record. Who has begun goes on; for the rest they may be
 // given again, for a while.
 func TestAdoptPrivate(t *testing.T) {

@@ -22,10 +22,12 @@ func (c *Core) Report(now time.Time, id string, r Report) {
 		return
 	}
 	w, img := &j.work[i], &j.Nodes[i].Images[r.Image]
-	if img.State.Final() || w.over {
+	// What a node does for a scheduler before this one says nothing until it
+	// is known again what the image consists of. It is asked then.
+	if img.State.Final() || w.over || j.Images[r.Image].State != Done {
 		return
 	}
-	w.heard, w.conn = now, n.id
+	w.heard, w.conn, w.ordered = now, n.id, true
 	j.stir = true
 	switch r.State {
 	case Unknown: // it does not have the order
