@@ -21,7 +21,7 @@ func TestPreheatLosesNodes(t *testing.T) {
 	text := c.preheat(t, "--nodes", "node1,node2,node3", ref)
 	asJSON := c.preheat(t, "--nodes", "node1,node2,node3", "--output", "json", ref)
 	// Of one that is frozen it takes longer to know: 15 s, and then the grace.
-	frozen := c.preheat(t, "--nodes", "node1,node2,node4", "--timeout", "30s", ref)
+	frozen := c.preheat(t, "--nodes", "node1,node2,node4", ref)
 	c.underWay(t, 3, gate, c.daemons...)
 	c.daemons[2].Kill()
 	c.daemons[3].Freeze()
