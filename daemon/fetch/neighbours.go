@@ -143,24 +143,7 @@ func (m *Member) Claimed(p Peer, pieces []Have) {
 	defer m.fl.mu.Unlock()
 	if l := m.x.find(p); l != nil {
 		m.x.claimed(l, pieces)
-		if m.open(l) {
-			m.schedule()
-		}
-	}
-}
-
-// open reports whether anything may be asked of a peer now. Most of what peers
-// claim they claim while they send. The caller holds the flight's mu.
-func (m *Member) open(l *link) bool {
-	switch {
-	case l.choked || l.leaving:
-		return false
-	case len(m.imports) > 0:
-		return true
-	case l.down == 0:
-		return m.busy() < m.pace.limit
-	default:
-		return l.down < perLink
+		m.schedule()
 	}
 }
 
