@@ -76,26 +76,29 @@ func TestSwarm(t *testing.T) {
 		allSucceed(t, pulls...)
 		c.sentCopies(t, blob.Size, 1.02)
 	})
+}
 
-	// The last, for it takes the origin away.
-	t.Run("one seed, no origin", func(t *testing.T) {
-		blob := c.blob(t, 151, 64<<20)
-		seed, leechers := c.members[0], c.members[1:]
-		allSucceed(t, seed.startBlobs(t, blob))
-		c.registry.Stop(t)
-		bySeed, byLeechers := sum(t, metricUploaded, seed), sum(t, metricUploaded, leechers...)
-		allSucceed(t, startAll(t, leechers, blob)...)
-		bySeed = sum(t, metricUploaded, seed) - bySeed
-		byLeechers = sum(t, metricUploaded, leechers...) - byLeechers
-		t.Logf("the seed sent %.2f copies, all together sent %.2f", copies(bySeed, blob), copies(bySeed+byLeechers, blob))
-		if got := copies(bySeed, blob); got > 1.5 {
-			t.Errorf("the seed sent %.2f copies, at most 1.5 are allowed", got)
-		}
-		// There is nobody else they can have it from: a lower count misses some.
-		if got := copies(bySeed+byLeechers, blob); got < nodes-1 {
-			t.Errorf("all together sent %.2f copies to %d nodes: where did the rest come from?", got, nodes-1)
-		}
-	})
+// TestSwarmOfOneSeed has one node have a layer, takes the origin away, and has 15
+// others pull it.
+func TestSwarmOfOneSeed(t *testing.T) {
+	const nodes = 16
+	c := newCluster(t, clusterConfig{nodes: nodes, schedulers: 1, rate: link})
+	blob := c.blob(t, 151, 64<<20)
+	seed, leechers := c.members[0], c.members[1:]
+	allSucceed(t, seed.startBlobs(t, blob))
+	c.registry.Stop(t)
+	bySeed, byLeechers := sum(t, metricUploaded, seed), sum(t, metricUploaded, leechers...)
+	allSucceed(t, startAll(t, leechers, blob)...)
+	bySeed = sum(t, metricUploaded, seed) - bySeed
+	byLeechers = sum(t, metricUploaded, leechers...) - byLeechers
+	t.Logf("the seed sent %.2f copies, all together sent %.2f", copies(bySeed, blob), copies(bySeed+byLeechers, blob))
+	if got := copies(bySeed, blob); got > 1.5 {
+		t.Errorf("the seed sent %.2f copies, at most 1.5 are allowed", got)
+	}
+	// There is nobody else they can have it from: a lower count misses some.
+	if got := copies(bySeed+byLeechers, blob); got < nodes-1 {
+		t.Errorf("all together sent %.2f copies to %d nodes: where did the rest come from?", got, nodes-1)
+	}
 }
 
 // TestSwarmAsksWhoMayRead pulls where the origin decides for each caller, which
