@@ -61,6 +61,19 @@ func TestUninstallKeepsLaterEdits(t *testing.T) {
 	}
 }
 
+// obscure edits a hosts.toml so that what was put in cannot be told any more from
+// the rest.
+func obscure(t *testing.T, file string) {
+	t.Helper()
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, bytes.Replace(content, []byte("capabilities"), []byte("# capabilities"), 1), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A file in which what was put in cannot be told any more from the rest is
 // left to people.
 func TestUninstallLeavesWhatIsUnclear(t *testing.T) {
@@ -69,14 +82,7 @@ func TestUninstallLeavesWhatIsUnclear(t *testing.T) {
 		"etc/containerd/certs.d/docker.io/hosts.toml": houseHosts,
 	})
 	install(t, d, Containerd, options("docker.io"))
-	file := filepath.Join(d.Root, "etc/containerd/certs.d/docker.io/hosts.toml")
-	content, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(file, bytes.Replace(content, []byte("capabilities"), []byte("# capabilities"), 1), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	obscure(t, filepath.Join(d.Root, "etc/containerd/certs.d/docker.io/hosts.toml"))
 	s, err := d.State(Containerd)
 	if err != nil {
 		t.Fatal(err)
@@ -158,14 +164,7 @@ func TestInterruptedInstall(t *testing.T) {
 func TestInstallAgainOverUnclear(t *testing.T) {
 	d := lay(t, t.TempDir(), map[string]string{"etc/containerd/config.toml": plainConfig})
 	install(t, d, Containerd, options("docker.io"))
-	file := filepath.Join(d.Root, "etc/containerd/certs.d/docker.io/hosts.toml")
-	content, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(file, bytes.Replace(content, []byte("capabilities"), []byte("# capabilities"), 1), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	obscure(t, filepath.Join(d.Root, "etc/containerd/certs.d/docker.io/hosts.toml"))
 	p, _ := install(t, d, Containerd, options("docker.io", "quay.io"))
 	if len(p.Warnings) != 1 || !strings.Contains(p.Warnings[0], "docker.io/hosts.toml") {
 		t.Errorf("warnings: %v", p.Warnings)

@@ -95,11 +95,11 @@ func (c *Core) openRun(sw *swarm) Run {
 		// others; the rest is one request.
 		quota = sw.n
 	}
-	end := first
-	for end < sw.n && sw.busy[end] == 0 && end-first <= quota+quota/2 {
+	end, most := first, quota+quota/2
+	for end < sw.n && sw.busy[end] == 0 && end-first <= most {
 		end++
 	}
-	if end-first > quota+quota/2 {
+	if end-first > most {
 		end = first + quota // what is left is worth a request of its own
 	}
 	return Run{first, end - first}

@@ -389,7 +389,7 @@ func (m *Member) goToOrigin(now time.Time) {
 	for k++; k < len(lacking) && lacking[k] == end && end-first < most; k++ {
 		end++
 	}
-	fl.fetcher.cfg.Logger.Debug("the swarm brings nothing; asking the origin", "digest", fl.digest,
+	fl.fetcher.cfg.Logger.Debug("asking the origin for what nobody assigned", "digest", fl.digest,
 		"first", first, "pieces", end-first, "idle", now.Sub(later(m.progress, m.began)), "connected", m.connected, "origin", m.originErr)
 	fl.retrySources()
 	m.rescue.on, m.rescue.active = true, true
