@@ -58,6 +58,7 @@ var may = map[string][]string{
 	"demo":           {"registry", "registry/registrytest"},
 	"cmd/shoal":      {"daemon", "demo", "doctor", "attach", "layout", "mtls", "registry", "registry/origin", "runtimes", "scheduler/api", "scheduler/jobs", "scheduler/standalone", "swarmtest", "systemd"},
 	"test":           nil,
+	"test/rig":       {"mtls/mtlstest"},
 }
 
 func TestImports(t *testing.T) {
