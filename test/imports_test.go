@@ -22,6 +22,8 @@ var may = map[string][]string{
 	"systemd":  nil,
 	"attach":   nil,
 
+	"internal/hostcheck": nil,
+
 	"mtls/mtlstest": nil,
 
 	"registry/origin":       {"registry"},
@@ -48,10 +50,10 @@ var may = map[string][]string{
 	"scheduler/wire/outbox": nil,
 	"scheduler/server":      {"scheduler", "scheduler/jobs", "scheduler/wire/outbox"},
 	"scheduler/client":      {"scheduler", "scheduler/jobs", "scheduler/wire/outbox"},
-	"scheduler/standalone":  {"scheduler", "scheduler/api", "scheduler/harbor", "scheduler/jobs", "scheduler/jobstore", "scheduler/server", "scheduler/wire", "mtls", "systemd"},
+	"scheduler/standalone":  {"scheduler", "scheduler/api", "scheduler/harbor", "scheduler/jobs", "scheduler/jobstore", "scheduler/server", "scheduler/wire", "mtls", "systemd", "internal/hostcheck"},
 
 	"daemon": {"daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
-		"scheduler", "scheduler/jobs", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls", "nodeinfo", "systemd"},
+		"scheduler", "scheduler/jobs", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls", "nodeinfo", "systemd", "internal/hostcheck"},
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},
 	"layout":         {"registry"},
