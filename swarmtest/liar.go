@@ -8,6 +8,7 @@ package swarmtest
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
@@ -67,7 +68,9 @@ type Config struct {
 	Listen string
 	// Publisher is whom it says that it has its sums from. Default: itself.
 	Publisher string
-	Logger    *slog.Logger
+	// TLS, if set, proves Name to schedulers and peers.
+	TLS    *tls.Config
+	Logger *slog.Logger
 }
 
 // Liar is a node that lies. Make it with New, run it with Run.
@@ -147,10 +150,10 @@ func (l *Liar) newBlob(b Blob) (*blob, error) {
 
 func (l *Liar) open() (err error) {
 	// It never says that its slots are taken: who asks is to wait for it.
-	if l.endpoint, err = peer.New(peer.Config{Logger: l.log, ID: peer.IDOf(l.cfg.Name), Finder: l, Slots: 1024}); err != nil {
+	if l.endpoint, err = peer.New(peer.Config{Logger: l.log, ID: peer.IDOf(l.cfg.Name), Finder: l, Slots: 1024, TLS: l.cfg.TLS}); err != nil {
 		return err
 	}
-	dialer := &wire.Dialer{Log: l.log}
+	dialer := &wire.Dialer{Log: l.log, TLS: l.cfg.TLS}
 	l.client, err = client.New(client.Config{
 		Schedulers: l.cfg.Schedulers, Log: l.log,
 		Hello: scheduler.Hello{Addr: l.advertised()},
