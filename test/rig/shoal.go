@@ -118,6 +118,8 @@ type SchedulerConfig struct {
 	Args []string
 	// Env are more variables, KEY=VALUE.
 	Env []string
+
+	addr, admin string // of the one that it replaces
 }
 
 // Scheduler is a running `shoal scheduler`.
@@ -125,22 +127,34 @@ type Scheduler struct {
 	Program
 	// Addr is the HOST:PORT that daemons name with --scheduler.
 	Addr string
+
+	config SchedulerConfig
 }
 
 // StartScheduler starts a scheduler that keeps its jobs in memory, and returns
 // when it is ready.
 func StartScheduler(tb testing.TB, cfg SchedulerConfig) *Scheduler {
 	tb.Helper()
-	s := &Scheduler{}
+	s := &Scheduler{config: cfg}
 	name := orDefault(cfg.Name, "scheduler")
 	s.Process = startOnPorts(tb, orDefault(cfg.Host, "127.0.0.1"), 2, func(ports []string) (*Process, func() error) {
-		s.Addr, s.Admin = ports[0], ports[1]
+		s.Addr, s.Admin = orDefault(cfg.addr, ports[0]), orDefault(cfg.admin, ports[1])
 		args := append([]string{"scheduler", "--listen", s.Addr, "--admin-listen", s.Admin, "--job-store", "memory"}, cfg.TLS.args()...)
 		cmd := Command(tb, "", append(args, cfg.Args...)...)
 		cmd.Env = append(cmd.Env, cfg.Env...)
 		return Start(tb, name, cmd), s.Ready
 	})
 	return s
+}
+
+// Restart starts the scheduler again at the same addresses. It is stopped
+// first if it runs.
+func (s *Scheduler) Restart() *Scheduler {
+	s.tb.Helper()
+	s.Stop()
+	cfg := s.config
+	cfg.addr, cfg.admin = s.Addr, s.Admin
+	return StartScheduler(s.tb, cfg)
 }
 
 // DaemonConfig says how a daemon runs.
@@ -217,8 +231,8 @@ func StartDaemon(tb testing.TB, cfg DaemonConfig) *Daemon {
 	return d
 }
 
-// Restart ends the daemon as an operator would and starts it again on the same
-// data, on other ports.
+// Restart starts the daemon again on the same data, on other ports. It is
+// stopped first if it runs.
 func (d *Daemon) Restart() *Daemon {
 	d.tb.Helper()
 	d.Stop()
