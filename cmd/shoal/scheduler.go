@@ -62,6 +62,7 @@ flag beats the environment, which beats the file.`,
 	f.SortFlags = false
 	f.StringVar(&cfg.Listen, "listen", cfg.Listen, "`HOST:PORT` where daemons connect")
 	f.StringVar(&cfg.AdminListen, "admin-listen", cfg.AdminListen, "`HOST:PORT` of /healthz, /readyz, /metrics, /debug/pprof/ and the job API, /api/v1/")
+	f.StringArrayVar(&cfg.AdminHosts, "admin-host", nil, "`NAME` in the Host header that --admin-listen takes over loopback, beside localhost and 127.0.0.1; for a proxy on this machine; repeatable")
 	f.StringVar(&cfg.TLSCert, "tls-cert", cfg.TLSCert, "PEM `FILE` with the scheduler's certificate, for mutual TLS with daemons; with --tls-key and --tls-ca")
 	f.StringVar(&cfg.TLSKey, "tls-key", cfg.TLSKey, "PEM `FILE` with its key")
 	f.StringVar(&cfg.TLSCA, "tls-ca", cfg.TLSCA, "PEM `FILE` with the CA that signs the certificates of all nodes and schedulers")

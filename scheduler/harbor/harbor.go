@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -90,7 +91,12 @@ type badRequest struct{ why string }
 
 func (e *badRequest) Error() string { return e.why }
 
+// read takes a body in. It must come as JSON, as Harbor sends it: a browser
+// does not send that for another site's page without asking first.
 func read(w http.ResponseWriter, r *http.Request, into any) error {
+	if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+		return &badRequest{"Content-Type must be application/json"}
+	}
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	// Newer Harbors may say more than is known here.
 	if err != nil || json.Unmarshal(raw, into) != nil {

@@ -18,6 +18,10 @@ type Config struct {
 	Listen string
 	// AdminListen is where health, metrics and profiles are served.
 	AdminListen string
+	// AdminHosts are names by which AdminListen may be addressed over loopback,
+	// beside localhost and loopback addresses: those that a proxy on this
+	// machine passes on.
+	AdminHosts []string
 	// TLSCert, TLSKey and TLSCA are PEM files for mutual TLS with daemons:
 	// all three, or none for plaintext.
 	TLSCert, TLSKey, TLSCA string

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shoalproject/shoal/internal/hostcheck"
 	"github.com/shoalproject/shoal/mtls"
 	"github.com/shoalproject/shoal/scheduler"
 	"github.com/shoalproject/shoal/scheduler/api"
@@ -158,7 +159,7 @@ func (s *Scheduler) alive(ctx context.Context) error {
 // headers must come in time and be short.
 func (s *Scheduler) adminServer() *http.Server {
 	return &http.Server{
-		Handler:           s.adminHandler(),
+		Handler:           hostcheck.Handler(s.adminHandler(), s.cfg.AdminHosts...),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second, // no request has a body that matters
 		IdleTimeout:       2 * time.Minute,

@@ -312,3 +312,27 @@ func TestStrangersLeaveTheAPIAlone(t *testing.T) {
 		t.Errorf("then who has the token gets %d", code)
 	}
 }
+
+// A web page that has a name of its own lead to this machine gets nothing.
+func TestForeignHost(t *testing.T) {
+	cfg := config()
+	cfg.AdminHosts = []string{"shoal.internal"}
+	s, _ := start(t, cfg)
+	for host, want := range map[string]int{"": http.StatusOK, "shoal.internal": http.StatusOK, "evil.test": http.StatusMisdirectedRequest} {
+		for _, path := range []string{"/metrics", "/debug/pprof/cmdline", "/healthz"} {
+			r, err := http.NewRequest("GET", "http://"+s.AdminAddr().String()+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.Host, r.Close = host, true
+			resp, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != want {
+				t.Errorf("%s for Host %q: %d, want %d", path, host, resp.StatusCode, want)
+			}
+		}
+	}
+}
