@@ -194,7 +194,10 @@ func (s originSource) Key() string    { return s.key }
 func (s originSource) Origin() string { return s.origin }
 
 // refusal is an error of an origin that a scheduler can be told of.
-type refusal struct{ error }
+type refusal struct {
+	error
+	target origin.Target
+}
 
 func (r refusal) Unwrap() error { return r.error }
 
@@ -205,7 +208,14 @@ func (r refusal) Because() (scheduler.Reason, time.Duration) {
 	case !errors.As(r.error, &e):
 		return scheduler.ReasonUnreachable, 0
 	case e.Status == http.StatusTooManyRequests || e.RetryAfter > 0:
-		return scheduler.ReasonRateLimited, e.RetryAfter
+		// The other nodes keep away from an origin that limits them too: by
+		// address, or by the credentials that nodes have in common. That it
+		// limits one caller of this node is no concern of theirs.
+		own := r.target.Authorization == "" && !r.target.Anonymous
+		if own || origin.IsLimitedForAll(r.error) {
+			return scheduler.ReasonRateLimited, e.RetryAfter
+		}
+		return scheduler.ReasonUnreachable, 0
 	case e.Status < http.StatusInternalServerError:
 		return scheduler.ReasonRefused, 0
 	default:
@@ -225,7 +235,7 @@ func (s blobSource) Open(ctx context.Context, d digest.Digest, off, end int64) (
 		stream, err = s.client.Blob(ctx, s.target, d, 0, -1)
 	}
 	if err != nil {
-		return nil, refusal{err}
+		return nil, refusal{err, s.target}
 	}
 	return stream, nil
 }
@@ -233,7 +243,7 @@ func (s blobSource) Open(ctx context.Context, d digest.Digest, off, end int64) (
 func (s blobSource) Size(ctx context.Context, d digest.Digest) (int64, error) {
 	size, err := s.client.HeadBlob(ctx, s.target, d)
 	if err != nil {
-		return 0, refusal{err}
+		return 0, refusal{err, s.target}
 	}
 	return size, nil
 }
@@ -251,7 +261,7 @@ func (s manifestSource) Open(ctx context.Context, d digest.Digest, off, _ int64)
 	}
 	m, err := s.client.Manifest(ctx, s.target, d.String(), mirror.AcceptAll)
 	if err != nil {
-		return nil, refusal{err}
+		return nil, refusal{err, s.target}
 	}
 	// From the store it will be served without the header it came with.
 	if inner, err := registry.ParseManifest("", m.Body); err != nil || inner.MediaType != m.MediaType {
@@ -269,7 +279,7 @@ func (s manifestSource) Size(ctx context.Context, d digest.Digest) (int64, error
 	}
 	m, err := s.client.HeadManifest(ctx, s.target, d.String(), mirror.AcceptAll)
 	if err != nil {
-		return 0, refusal{err}
+		return 0, refusal{err, s.target}
 	}
 	return m.Size, nil
 }

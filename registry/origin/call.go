@@ -57,7 +57,7 @@ func (q *call) request(ctx context.Context, authorization string) *http.Request 
 // do asks once, when the gate lets it, and returns an answer of status 2xx.
 func (q *call) do(ctx context.Context) (*http.Response, error) {
 	for again := false; ; again = true {
-		p, err := q.e.gate.enter(ctx)
+		p, err := q.e.gates.enter(ctx, q.t.credential())
 		if err != nil {
 			return nil, q.shut(ctx, err)
 		}
@@ -74,8 +74,8 @@ func (q *call) do(ctx context.Context) (*http.Response, error) {
 			p.opened()
 			return nil, err
 		}
-		f.reg.RetryAfter = p.shut(f.reg.RetryAfter)
-		q.e.cfg.Logger.Warn("origin asked to be left alone", "registry", q.e.host, "for", f.reg.RetryAfter)
+		f.reg.RetryAfter, f.all = p.shut(f.status, f.reg.RetryAfter)
+		q.e.cfg.Logger.Warn("origin asked to be left alone", "registry", q.e.host, "for", f.reg.RetryAfter, "all_callers", f.all)
 		if again || f.reg.RetryAfter > shortWait {
 			return nil, err
 		}
@@ -87,7 +87,7 @@ func (q *call) shut(ctx context.Context, err error) error {
 	if !errors.As(err, &s) {
 		return q.failed(ctx, err)
 	}
-	return &failure{cause: err, limited: true, reg: &registry.Error{
+	return &failure{cause: err, limited: true, all: s.all, reg: &registry.Error{
 		Status: http.StatusServiceUnavailable, Code: registry.CodeTooManyRequests,
 		Message: q.String() + ": " + err.Error(), RetryAfter: s.after,
 	}}
@@ -256,7 +256,7 @@ func (q *call) refusal(resp *http.Response, away bool, auth string) *failure {
 
 // classify says what the retry loops and the gate should make of reg.
 func (q *call) classify(reg *registry.Error) *failure {
-	f := &failure{reg: reg, answered: true}
+	f := &failure{reg: reg, answered: true, status: reg.Status}
 	switch {
 	case reg.Status == http.StatusTooManyRequests,
 		reg.Status == http.StatusServiceUnavailable && reg.RetryAfter > 0:

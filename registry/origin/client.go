@@ -2,6 +2,7 @@ package origin
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -102,6 +103,18 @@ type Target struct {
 	// Anonymous sends requests without any credential and fetches no token;
 	// a 401 is returned with its challenges.
 	Anonymous bool
+}
+
+// credential tells in whose name the target is asked for.
+func (t Target) credential() credentialID {
+	switch {
+	case t.Authorization != "":
+		return sha256.Sum256([]byte("caller " + t.Authorization))
+	case t.Anonymous:
+		return sha256.Sum256([]byte("anonymous"))
+	default:
+		return sha256.Sum256([]byte("own"))
+	}
 }
 
 // New returns a client. Errors name the endpoint or the setting that is

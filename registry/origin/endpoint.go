@@ -30,7 +30,7 @@ type endpoint struct {
 	// own leads to server, other to the rest: it has no client certificate.
 	own, other *http.Transport
 	memory     dialMemory
-	gate       gate
+	gates      *gates
 	auth       *authenticator
 }
 
@@ -38,7 +38,7 @@ type endpoint struct {
 var errRule = errors.New("not allowed")
 
 func newEndpoint(ctx context.Context, cfg *Config, ep Endpoint, background *sync.WaitGroup) (*endpoint, error) {
-	e := &endpoint{cfg: cfg, host: ep.Host, base: ep.Endpoint, exempt: map[string]bool{}, allowed: map[string]bool{}}
+	e := &endpoint{cfg: cfg, host: ep.Host, base: ep.Endpoint, exempt: map[string]bool{}, allowed: map[string]bool{}, gates: newGates()}
 	if e.base.Scheme != "http" && e.base.Scheme != "https" || e.base.Hostname() == "" {
 		return nil, fmt.Errorf("endpoint %q: want http or https and a host", e.base.Redacted())
 	}

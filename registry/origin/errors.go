@@ -31,6 +31,13 @@ func IsUnavailable(err error) bool {
 	return errors.As(err, &e) && (e.Status >= 500 || e.Status == http.StatusTooManyRequests)
 }
 
+// IsLimitedForAll reports whether err means that the origin asked to be left
+// alone by this node as a whole, as opposed to one caller of it.
+func IsLimitedForAll(err error) bool {
+	var f *failure
+	return errors.As(err, &f) && f.limited && f.all
+}
+
 // failure is an error of a request: what to tell the runtime, what caused it,
 // and what the retry loops need to know.
 type failure struct {
@@ -43,8 +50,11 @@ type failure struct {
 	down bool
 	// answered: an answer came, whatever it was.
 	answered bool
-	// limited: the origin asked to be left alone.
-	limited bool
+	// limited: the origin asked to be left alone, by whatever credential it is
+	// asked if all is set, else by the one of this request.
+	limited, all bool
+	// status is what came, before it was put into words for a runtime.
+	status int
 }
 
 func (f *failure) Error() string { return f.reg.Error() }

@@ -16,7 +16,7 @@ const (
 
 // gate keeps requests from an origin that asked to be left alone. Once the
 // time is over one request goes through as a probe, and the others wait for
-// what becomes of it.
+// its outcome. Which requests share a gate is decided in gates.go.
 type gate struct {
 	mu sync.Mutex // guards all below
 	// until is when a probe may go; zero while the gate is open.
@@ -28,22 +28,31 @@ type gate struct {
 }
 
 // shutError is returned by enter while the gate is shut.
-type shutError struct{ after time.Duration }
+type shutError struct {
+	after time.Duration
+	// all: the gate concerns all credentials, not only the caller's.
+	all bool
+}
 
 func (e *shutError) Error() string {
-	return fmt.Sprintf("the origin asked to be left alone for another %s", e.after.Round(time.Second))
+	whom := "this caller"
+	if e.all {
+		whom = "this node"
+	}
+	return fmt.Sprintf("the origin limits %s (429 or Retry-After) for another %s", whom, e.after.Round(time.Second))
 }
 
 // enter returns once a request may go; the caller must call exactly one of
-// the methods of the pass. Errors are a *shutError or that of ctx.
-func (g *gate) enter(ctx context.Context) (*pass, error) {
+// the methods of the pass. Errors are a *shutError, which says whether the gate
+// is for all credentials, or that of ctx.
+func (g *gate) enter(ctx context.Context, all bool) (*pass, error) {
 	for {
 		wait, probe, p := g.try()
 		switch {
 		case p != nil:
 			return p, nil
 		case wait > shortWait:
-			return nil, &shutError{wait}
+			return nil, &shutError{wait, all}
 		}
 		if err := waitFor(ctx, wait, probe); err != nil {
 			return nil, err
@@ -85,16 +94,18 @@ func waitFor(ctx context.Context, d time.Duration, done <-chan struct{}) error {
 	return nil
 }
 
-// pass is the permission of one request.
+// pass is the permission of one request. The methods of a nil pass do nothing.
 type pass struct {
 	g     *gate
 	probe bool
 }
 
+func (p *pass) isProbe() bool { return p != nil && p.probe }
+
 // opened says that the origin answered. Only a probe opens the gate: others
 // may have been answered before it was shut.
 func (p *pass) opened() {
-	if !p.probe {
+	if !p.isProbe() {
 		return
 	}
 	p.g.mu.Lock()
@@ -125,6 +136,9 @@ func (p *pass) shut(after time.Duration) time.Duration {
 
 // unknown says that nothing was learnt; the next request is the probe.
 func (p *pass) unknown() {
+	if !p.isProbe() {
+		return
+	}
 	p.g.mu.Lock()
 	defer p.g.mu.Unlock()
 	p.end()

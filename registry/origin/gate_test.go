@@ -18,7 +18,7 @@ import (
 func TestGateProbesOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g gate
-		p, err := g.enter(t.Context())
+		p, err := g.enter(t.Context(), true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -26,7 +26,7 @@ func TestGateProbesOnce(t *testing.T) {
 			t.Errorf("shut for %v", got)
 		}
 		var shut *shutError
-		if _, err := g.enter(t.Context()); !errors.As(err, &shut) || shut.after != 10*time.Second {
+		if _, err := g.enter(t.Context(), true); !errors.As(err, &shut) || shut.after != 10*time.Second {
 			t.Fatalf("while shut: %v", err)
 		}
 		time.Sleep(8500 * time.Millisecond)
@@ -36,7 +36,7 @@ func TestGateProbesOnce(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 50 {
 			wg.Go(func() {
-				p, err := g.enter(t.Context())
+				p, err := g.enter(t.Context(), true)
 				if err != nil {
 					t.Error(err)
 					return
@@ -64,15 +64,15 @@ func TestGateProbesOnce(t *testing.T) {
 func TestGateAfterFailedProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var g gate
-		p, _ := g.enter(t.Context())
+		p, _ := g.enter(t.Context(), true)
 		p.shut(time.Second)
-		probe, err := g.enter(t.Context())
+		probe, err := g.enter(t.Context(), true)
 		if err != nil || !probe.probe {
 			t.Fatalf("probe: %v %v", probe, err)
 		}
 		outcome := make(chan error)
 		go func() {
-			_, err := g.enter(t.Context())
+			_, err := g.enter(t.Context(), true)
 			outcome <- err
 		}()
 		synctest.Wait()
@@ -83,15 +83,15 @@ func TestGateAfterFailedProbe(t *testing.T) {
 		}
 		// A probe that learns nothing hands over to the next.
 		time.Sleep(time.Minute)
-		probe, _ = g.enter(t.Context())
+		probe, _ = g.enter(t.Context(), true)
 		probe.unknown()
-		if next, err := g.enter(t.Context()); err != nil || !next.probe {
+		if next, err := g.enter(t.Context(), true); err != nil || !next.probe {
 			t.Errorf("next: %v %v", next, err)
 		}
 		// Who waits for a probe can go away.
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if _, err := g.enter(ctx); !errors.Is(err, context.Canceled) {
+		if _, err := g.enter(ctx, true); !errors.Is(err, context.Canceled) {
 			t.Errorf("cancelled: %v", err)
 		}
 	})
@@ -102,7 +102,7 @@ func TestGateBackoff(t *testing.T) {
 		var g gate
 		burst := make([]*pass, 10)
 		for i := range burst {
-			burst[i], _ = g.enter(t.Context())
+			burst[i], _ = g.enter(t.Context(), true)
 		}
 		for _, p := range burst { // one burst is one reason
 			if got := p.shut(0); got != time.Second {
@@ -113,7 +113,7 @@ func TestGateBackoff(t *testing.T) {
 		want := time.Second
 		for range 12 {
 			time.Sleep(want)
-			p, err := g.enter(t.Context())
+			p, err := g.enter(t.Context(), true)
 			if err != nil || !p.probe {
 				t.Fatalf("after %v: %v", want, err)
 			}
@@ -123,9 +123,9 @@ func TestGateBackoff(t *testing.T) {
 			}
 		}
 		time.Sleep(want)
-		p, _ := g.enter(t.Context())
+		p, _ := g.enter(t.Context(), true)
 		p.opened()
-		p, _ = g.enter(t.Context())
+		p, _ = g.enter(t.Context(), true)
 		if got := p.shut(0); got != time.Second {
 			t.Errorf("back-off after success %v", got)
 		}

@@ -18,6 +18,8 @@ type Order struct {
 	Digest digest.Digest
 	// Tag is the tag of a manifest request.
 	Tag string
+	// Authorization is the header as it came.
+	Authorization string
 	// Skip lets so many matching requests pass unharmed first.
 	Skip int
 	// Times is how many requests the fault meets; 0 is all.
@@ -72,7 +74,8 @@ func (x *order) matches(r *http.Request, s subject) bool {
 		(x.Method == "" || x.Method == r.Method) &&
 		(x.Repo == "" || x.Repo == s.repo) &&
 		(x.Digest == "" || x.Digest == s.digest) &&
-		(x.Tag == "" || x.Tag == s.ref)
+		(x.Tag == "" || x.Tag == s.ref) &&
+		(x.Authorization == "" || x.Authorization == r.Header.Get("Authorization"))
 }
 
 // Chain is several faults as one, the first outermost: it sees the body last.
