@@ -147,12 +147,17 @@ type mirrorBlobs struct {
 	pods    *precedence // nil: nobody waits
 }
 
-func (b mirrorBlobs) Stat(d digest.Digest) (int64, bool) { return b.store.Stat(d) }
+func (b mirrorBlobs) Stat(d digest.Digest) (int64, bool) {
+	if d == d.Algorithm().FromBytes(nil) {
+		return 0, true // it is nowhere, and needs not be
+	}
+	return b.store.Stat(d)
+}
 
 func (b mirrorBlobs) Open(ctx context.Context, req mirror.Request) (mirror.Reader, error) {
 	r, err := b.fetcher.Open(ctx, fetch.Request{
 		Digest: req.Digest, Source: b.source(req), Offset: req.Offset, Proven: req.Proven,
-		Size: req.Size, AtHand: req.Body != nil,
+		Size: req.Size, AtHand: req.Body != nil, Whole: req.Whole, OpenEnd: req.OpenEnd,
 	})
 	if errors.Is(err, fetch.ErrUnproven) {
 		return nil, mirror.ErrUnproven

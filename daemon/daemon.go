@@ -57,6 +57,10 @@ func New(cfg Config) (*Daemon, error) {
 	return d, nil
 }
 
+// hintShare is the part of the cache that one blob may take by the word of a
+// manifest alone: one in twenty. For more, the origin has to say the size.
+const hintShare = 20
+
 func (d *Daemon) open() error {
 	s := d.cfg
 	var err error
@@ -78,7 +82,7 @@ func (d *Daemon) open() error {
 		return err
 	}
 	d.fetcher = fetch.New(fetchStore{d.store}, fetch.Config{
-		Logger: d.log, Flights: s.MaxDownloads, Cluster: d.cluster, Name: string(d.cluster.id),
+		Logger: d.log, Flights: s.MaxDownloads, Cluster: d.cluster, Name: string(d.cluster.id), Proven: s.identity != nil, MaxHint: s.CacheSize / hintShare,
 	})
 	d.cluster.take(d.store, d.fetcher)
 	if d.mirror, err = s.listen("listen", s.Listen); err != nil {

@@ -133,15 +133,19 @@ type wirePeer struct {
 	c *cluster
 }
 
-// ID returns the name that a scheduler knows the peer by: with TLS the one
-// that it has proved.
+// ID returns the name of the node: with TLS the one that its certificate
+// proves, which the wire holds its ID to; else the one that a scheduler gave for
+// the ID that the peer claims.
 func (p wirePeer) ID() scheduler.PeerID {
-	if name := scheduler.PeerID(p.Name()); name != "" && peerID(name) == p.Conn.ID() {
-		return name
+	if name := p.Name(); name != "" {
+		return scheduler.PeerID(name)
 	}
 	id, _ := p.c.ids.Get(p.Conn.ID())
 	return id
 }
+
+// Named reports whether a scheduler has told of the node.
+func (p wirePeer) Named() bool { return p.c.ids.Contains(p.Conn.ID()) }
 
 func (p wirePeer) Request(i int, w io.Writer) (fetch.Transfer, error) {
 	t, err := p.Conn.Request(i, w)

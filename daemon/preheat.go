@@ -389,14 +389,14 @@ func (p *preheater) follow(ctx context.Context, t *task, caller mirror.Caller, r
 		}
 		return err
 	}
-	if t.order.Pin <= 0 {
+	if t.order.Pin <= 0 || content.Size == 0 { // nothing to keep
 		return nil
 	}
 	return p.blobs.store.Pin(req.Digest, time.Now().Add(t.order.Pin))
 }
 
 func (p *preheater) followOnce(ctx context.Context, t *task, req mirror.Request, i int) error {
-	r, err := p.blobs.fetcher.Open(ctx, fetch.Request{Digest: req.Digest, Source: p.blobs.source(req), Proven: true, Size: req.Size})
+	r, err := p.blobs.fetcher.Open(ctx, fetch.Request{Digest: req.Digest, Source: p.blobs.source(req), Proven: true, Whole: true, Size: req.Size})
 	if err != nil {
 		return err
 	}

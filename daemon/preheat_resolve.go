@@ -79,7 +79,7 @@ func (p *preheater) top(ctx context.Context, caller mirror.Caller, repo registry
 
 // manifest gets a manifest, which may be at hand.
 func (p *preheater) manifest(ctx context.Context, caller mirror.Caller, repo registry.Repository, d mirror.Descriptor, body []byte) (registry.Manifest, int64, error) {
-	r, err := p.blobs.Open(ctx, mirror.Request{Caller: caller, Repo: repo, Digest: d.Digest, Manifest: true, Body: body, Size: max(d.Size, 0), Proven: true})
+	r, err := p.blobs.Open(ctx, mirror.Request{Caller: caller, Repo: repo, Digest: d.Digest, Manifest: true, Body: body, Size: max(d.Size, 0), Whole: true, Proven: true})
 	if err != nil {
 		return registry.Manifest{}, 0, err
 	}

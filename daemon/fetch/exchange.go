@@ -15,7 +15,7 @@ type exchange struct {
 	n     int
 	rand  *rand.Rand
 	links []*link
-	// holders counts, by piece, the links that have it.
+	// holders counts, by piece, the named links that have it.
 	holders []int
 	// claims is what each piece hashes to, as was said first. What a link says
 	// otherwise stands with the link.
@@ -38,6 +38,8 @@ type link struct {
 	said *piece.Set
 	// other holds claims of this peer that differ from the first ones.
 	other map[int]claim
+	// named: a scheduler has told of the node. Nothing is asked of others.
+	named bool
 	// reserved: to be asked for assigned pieces only, while a scheduler is
 	// there.
 	reserved bool
@@ -73,7 +75,7 @@ func (x *exchange) add(p Peer) *link {
 	if len(x.links) >= maxLinks {
 		return nil
 	}
-	l := &link{Peer: p, has: piece.NewSet(x.n), said: piece.NewSet(x.n), choked: p.Choked()}
+	l := &link{Peer: p, named: p.Named() && p.ID() != "", has: piece.NewSet(x.n), said: piece.NewSet(x.n), choked: p.Choked()}
 	x.links = append(x.links, l)
 	return l
 }
@@ -105,9 +107,25 @@ func (x *exchange) remove(l *link) {
 			break
 		}
 	}
+	x.count(l, -1)
+}
+
+// name takes note that a scheduler has told of a peer.
+func (x *exchange) name(l *link) {
+	if !l.named {
+		l.named = true
+		x.count(l, 1)
+	}
+}
+
+// count adds delta for each piece of a link to what holders counts.
+func (x *exchange) count(l *link, delta int) {
+	if !l.named {
+		return
+	}
 	for i := range x.n {
 		if l.has.Has(i) {
-			x.holders[i]--
+			x.holders[i] += delta
 		}
 	}
 }
@@ -118,7 +136,7 @@ func (x *exchange) claimed(l *link, pieces []Have) {
 		if h.Index < 0 || h.Index >= x.n {
 			continue
 		}
-		if l.has.Add(h.Index) {
+		if l.has.Add(h.Index) && l.named {
 			x.holders[h.Index]++
 		}
 		if !h.Known {
@@ -145,7 +163,9 @@ func (x *exchange) recount(l *link) {
 	for i := range x.n {
 		if l.has.Has(i) && !l.Has(i) {
 			l.has.Remove(i)
-			x.holders[i]--
+			if l.named {
+				x.holders[i]--
+			}
 		}
 	}
 }
@@ -232,5 +252,5 @@ func (l *link) rank() int {
 
 // serves reports whether a peer may be asked for a piece now.
 func (x *exchange) serves(now time.Time, l *link, i, depth int, bound bool) bool {
-	return l.has.Has(i) && l.said.Has(i) && !l.choked && !l.leaving && !(l.reserved && bound) && l.down < depth && !now.Before(l.shunned)
+	return l.named && l.has.Has(i) && l.said.Has(i) && !l.choked && !l.leaving && !(l.reserved && bound) && l.down < depth && !now.Before(l.shunned)
 }

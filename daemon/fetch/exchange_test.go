@@ -13,9 +13,11 @@ import (
 type stub struct {
 	id     scheduler.PeerID
 	choked bool
+	alien  bool // no scheduler has told of it
 }
 
 func (s *stub) ID() scheduler.PeerID                     { return s.id }
+func (s *stub) Named() bool                              { return !s.alien }
 func (s *stub) String() string                           { return string(s.id) }
 func (s *stub) Request(int, io.Writer) (Transfer, error) { return nil, io.EOF }
 func (s *stub) Has(int) bool                             { return true }

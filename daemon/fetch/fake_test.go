@@ -236,7 +236,7 @@ func randomBytes(n int) []byte {
 
 func (f *fixture) open(off int64) *Reader {
 	f.t.Helper()
-	r, err := f.Open(f.t.Context(), Request{Digest: f.digest, Source: f.origin, Offset: off, Proven: true})
+	r, err := f.Open(f.t.Context(), Request{Digest: f.digest, Source: f.origin, Offset: off, Whole: off == 0, Proven: true})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -269,7 +269,7 @@ func (f *fixture) readAll() {
 // tryAll asks for the whole blob and returns how much of it came.
 func (f *fixture) tryAll() (int64, error) {
 	f.t.Helper()
-	r, err := f.Open(f.t.Context(), Request{Digest: f.digest, Source: f.origin, Proven: true})
+	r, err := f.Open(f.t.Context(), Request{Digest: f.digest, Source: f.origin, Whole: true, Proven: true})
 	if err != nil {
 		return 0, err
 	}

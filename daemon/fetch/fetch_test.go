@@ -385,7 +385,7 @@ func TestSources(t *testing.T) {
 		if _, err := f.Open(t.Context(), Request{Digest: f.digest, Source: other}); !errors.Is(err, ErrUnproven) {
 			t.Fatalf("a caller without proof was let on board: %v", err)
 		}
-		b, err := f.Open(t.Context(), Request{Digest: f.digest, Source: other, Proven: true})
+		b, err := f.Open(t.Context(), Request{Digest: f.digest, Source: other, Whole: true, Proven: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -479,7 +479,7 @@ func TestPieceFetchedAgainDifferently(t *testing.T) {
 		a := f.open(0)
 		defer a.Close()
 		good := &origin{key: "B", blob: f.blob}
-		b, err := f.Open(t.Context(), Request{Digest: f.digest, Source: good, Proven: true})
+		b, err := f.Open(t.Context(), Request{Digest: f.digest, Source: good, Whole: true, Proven: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -495,7 +495,7 @@ func TestPieceFetchedAgainDifferently(t *testing.T) {
 			t.Fatal("a wrong body was delivered as complete")
 		}
 		t.Logf("reader got %d more bytes, %v", n, err)
-		late, err := f.Open(t.Context(), Request{Digest: f.digest, Source: good, Proven: true})
+		late, err := f.Open(t.Context(), Request{Digest: f.digest, Source: good, Whole: true, Proven: true})
 		if err != nil {
 			t.Fatal(err)
 		}

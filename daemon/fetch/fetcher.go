@@ -31,6 +31,12 @@ type Config struct {
 	// Linger is how long a download goes on after the last reader left. A
 	// runtime that reads ranges leaves and comes back. Default 3 s.
 	Linger time.Duration
+	// RangeWait is how long a reader of a range waits for a blob that comes from
+	// peers to be verified, before it gets the range from its origin.
+	// OpenRangeWait is the same where the range is open: then a runtime fetches
+	// the blob in parallel, or goes on with it, and would ask for most of it.
+	// Default 5 s and 1 min: containerd gives up after 5 min without a byte.
+	RangeWait, OpenRangeWait time.Duration
 	// BadFor is how long requests for a blob are refused after its origin
 	// sent wrong bytes; it doubles each time, up to 32 times. Default 10 s.
 	BadFor time.Duration
@@ -38,6 +44,12 @@ type Config struct {
 	Cluster Cluster
 	// Name is what the others know this node by.
 	Name string
+	// Proven says that names of peers are proved, by certificates. Without, no
+	// lie is reported: whoever told it may have gone by another's name.
+	Proven bool
+	// MaxHint is the largest size of a blob, in bytes, that is believed without
+	// the origin: a manifest may say anything. 0: any size.
+	MaxHint int64
 }
 
 // far is how far ahead of a worker, in bytes, a reader may want bytes and
@@ -58,6 +70,7 @@ type Fetcher struct {
 	stats counters
 	bans  *bans
 	solo  *lru.Cache[digest.Digest, time.Time]
+	cut   *lru.Cache[digest.Digest, time.Time]
 
 	mu sync.Mutex
 	// Guarded by mu:
@@ -79,7 +92,7 @@ type badBlob struct {
 
 type counters struct {
 	hits, joins, starts, originBytes, bad, direct atomic.Int64
-	peerBytes, liars                              atomic.Int64
+	peerBytes, liars, passedOn                    atomic.Int64
 }
 
 // Stats are running totals since New, but for Flights.
@@ -93,9 +106,9 @@ type Stats struct {
 	OriginBytes int64
 	// PeerBytes counts blob bytes that came from peers and were right.
 	PeerBytes int64
-	// Liars counts how often a peer was found to have sent or published what
-	// is wrong.
-	Liars int64
+	// Liars counts how often a peer was found to have sent what is wrong by its
+	// own word, PassedOn how often by that of another.
+	Liars, PassedOn int64
 	// BadBlobs counts blobs that failed their digest.
 	BadBlobs int64
 	// PassedThrough counts blobs that the store could not take.
@@ -108,6 +121,8 @@ func New(store Store, cfg Config) *Fetcher {
 	setDefault(&cfg.Queue, 10*time.Second)
 	setDefault(&cfg.Workers, 4)
 	setDefault(&cfg.Linger, 3*time.Second)
+	setDefault(&cfg.RangeWait, 5*time.Second)
+	setDefault(&cfg.OpenRangeWait, time.Minute)
 	setDefault(&cfg.BadFor, 10*time.Second)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -120,10 +135,14 @@ func New(store Store, cfg Config) *Fetcher {
 	if err != nil {
 		panic(err) // only of a size that is not positive
 	}
+	cut, err := lru.New[digest.Digest, time.Time](badBlobs)
+	if err != nil {
+		panic(err) // only of a size that is not positive
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	return &Fetcher{
 		cfg: cfg, store: store, slots: semaphore.NewWeighted(int64(cfg.Flights)),
-		ctx: ctx, stop: stop, flights: make(map[digest.Digest]*flight), bad: bad, bans: newBans(), solo: solo,
+		ctx: ctx, stop: stop, flights: make(map[digest.Digest]*flight), bad: bad, bans: newBans(), solo: solo, cut: cut,
 	}
 }
 
@@ -152,7 +171,7 @@ func (f *Fetcher) Stats() Stats {
 	return Stats{
 		Hits: f.stats.hits.Load(), Joins: f.stats.joins.Load(), Starts: f.stats.starts.Load(),
 		Flights: int64(flights), OriginBytes: f.stats.originBytes.Load(),
-		PeerBytes: f.stats.peerBytes.Load(), Liars: f.stats.liars.Load(),
+		PeerBytes: f.stats.peerBytes.Load(), Liars: f.stats.liars.Load(), PassedOn: f.stats.passedOn.Load(),
 		BadBlobs: f.stats.bad.Load(), PassedThrough: f.stats.direct.Load(),
 	}
 }
@@ -169,6 +188,12 @@ type Request struct {
 	AtHand bool
 	// Offset is the byte wanted first.
 	Offset int64
+	// Whole says that the reader takes the blob from its first byte to its
+	// last. Any other gets, of a blob that is not verified yet, only what this
+	// node itself brought from an origin.
+	Whole bool
+	// OpenEnd says that the reader of a range does not say where it will stop.
+	OpenEnd bool
 	// Proven says that the origin lets this caller have the blob. If it is
 	// not set, the caller's own source must open before Open returns.
 	Proven bool
@@ -179,6 +204,13 @@ type Request struct {
 // nothing can be had, a *BadBlobError for a while after the source sent a
 // wrong blob, ErrUnproven, ErrBusy, or that of ctx.
 func (f *Fetcher) Open(ctx context.Context, req Request) (*Reader, error) {
+	if req.Digest == req.Digest.Algorithm().FromBytes(nil) {
+		if !req.Proven {
+			return nil, ErrUnproven
+		}
+		f.stats.hits.Add(1)
+		return &Reader{fetcher: f, req: req, blob: nothing{}}, nil
+	}
 	// Each round ends with a reader, an error, or a change of what there is:
 	// a flight that ended between two looks. That cannot go on for long.
 	for range 8 {
@@ -190,6 +222,9 @@ func (f *Fetcher) Open(ctx context.Context, req Request) (*Reader, error) {
 			return &Reader{fetcher: f, req: req, size: blob.Size(), blob: blob}, nil
 		} else if !errors.Is(err, ErrNotFound) {
 			f.cfg.Logger.Warn("store cannot open blob", "digest", req.Digest, "err", err)
+		}
+		if !req.Whole && f.wasCut(req.Digest) {
+			return nil, &BadBlobError{Digest: req.Digest, Source: req.Source.Key(), Err: errCutShort}
 		}
 		fl, src, err := f.board(ctx, req)
 		if errors.Is(err, errGone) {
@@ -341,6 +376,18 @@ func (f *Fetcher) remember(bad *BadBlobError) {
 	b.until = time.Now().Add(f.cfg.BadFor << min(b.strikes, 5))
 	b.strikes++
 	f.bad.Add(key, b)
+}
+
+// errCutShort refuses the rest of a blob whose beginning was wrong.
+var errCutShort = errors.New("its bodies were just cut short for a wrong digest; ask for the whole")
+
+// cutShort notes that bodies of a blob are cut short. A runtime asks for the
+// rest at once, and must not get that: what it has is wrong.
+func (f *Fetcher) cutShort(d digest.Digest) { f.cut.Add(d, time.Now().Add(f.cfg.Linger)) }
+
+func (f *Fetcher) wasCut(d digest.Digest) bool {
+	until, ok := f.cut.Get(d)
+	return ok && time.Now().Before(until)
 }
 
 // forgive forgets that a blob was bad.

@@ -164,7 +164,7 @@ func (fl *flight) take(ctx context.Context, req Request, src *boarded) (*Reader,
 	if err != nil {
 		return nil, err
 	}
-	return &Reader{fetcher: fl.fetcher, req: req, size: size, flight: fl, partial: partial, view: view{source: src}}, nil
+	return &Reader{fetcher: fl.fetcher, req: req, size: size, flight: fl, partial: partial, view: view{source: src, whole: req.Whole}}, nil
 }
 
 // begun waits until the size is known and the caller's permission proven, be
@@ -372,9 +372,11 @@ func (fl *flight) finish(partial Partial, err error) error {
 		fl.kept = true
 		return partial.Close()
 	case errors.Is(err, ErrDigest) && fl.gatherSuspects(partial):
+		fl.fetcher.cutShort(fl.digest)
 		fl.drop(partial)
 		return fmt.Errorf("blob %s: %w: peers sent wrong bytes; it is fetched afresh", fl.digest, err)
 	case errors.Is(err, ErrDigest):
+		fl.fetcher.cutShort(fl.digest)
 		fl.drop(partial)
 		return &BadBlobError{Digest: fl.digest, Source: fl.blame(), Err: err}
 	case errors.Is(err, ErrUnavailable):
@@ -443,6 +445,10 @@ func (fl *flight) forgive() {
 // view is what one reader has seen of a flight.
 type view struct {
 	source *boarded
+	// whole: the reader takes the blob from its first byte to its last, which
+	// comes when all of it is verified. Any other reader could end before that:
+	// until then it gets only what this node itself brought from an origin.
+	whole bool
 	// seen is what the reader wrote so far, and spoils how many of the
 	// flight's spoiled spans that has been checked against.
 	seen   span
@@ -493,7 +499,11 @@ func (fl *flight) look(v *view, off int64) (end int64, err error) {
 		return fl.size, nil
 	}
 	if fl.plan != nil {
-		if end := min(fl.plan.readable(off), fl.heldBack()); end > off {
+		end := fl.plan.readableOwn(off)
+		if v.whole {
+			end = fl.plan.readable(off)
+		}
+		if end = min(end, fl.heldBack()); end > off {
 			return end, nil
 		}
 	}
@@ -502,6 +512,18 @@ func (fl *flight) look(v *view, off int64) (end int64, err error) {
 	}
 	fl.hire(off)
 	return off, nil
+}
+
+// waits reports whether a reader of a range that wants the byte at off waits for
+// the digest: the byte came, or will come, from a peer, or was left from before.
+func (fl *flight) waits(off int64) bool {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	if fl.plan == nil || fl.verified || fl.over {
+		return false
+	}
+	i := fl.plan.layout.Index(off)
+	return fl.member != nil || !fl.plan.own.Has(i) && (fl.plan.have.Has(i) || fl.plan.claimed.Has(i))
 }
 
 // heldBack returns where the last piece starts, which nobody gets before the

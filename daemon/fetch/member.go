@@ -58,12 +58,27 @@ type Member struct {
 	sourcesOff time.Time // until when sources that failed are left alone
 }
 
-// provenance is who a piece came from. It is empty for what this node brought
-// from the origin itself.
+// provenance is where a piece came from. It is empty for what this node brought
+// from the origin itself, and for what was left from before.
 type provenance struct {
-	publisher string           // who said what it hashes to
-	sender    scheduler.PeerID // who sent it
+	publisher string           // the node that brought it from the origin, by the sender's word
+	sender    scheduler.PeerID // the peer that sent it
 	name      string           // of the sender, for people
+}
+
+// published reports whether the sender said that it brought the piece itself.
+func (p provenance) published() bool { return p.publisher == string(p.sender) }
+
+// provenance returns where a piece comes from that a peer sends with a claim. A
+// publisher that cannot be is taken for the sender: none, this node itself, or a
+// peer that says something else of the piece. The caller holds the flight's mu.
+func (m *Member) provenance(l *link, i int, c claim) provenance {
+	by := provenance{c.publisher, l.ID(), l.String()}
+	p := m.x.byID(scheduler.PeerID(c.publisher))
+	if c.publisher == "" || c.publisher == m.fl.fetcher.cfg.Name || p != nil && p.said.Has(i) && m.x.claimOf(p, i).sum != c.sum {
+		by.publisher = string(by.sender)
+	}
+	return by
 }
 
 // neighbour is a node that the scheduler, or memory, told of.
@@ -201,7 +216,9 @@ func (m *Member) meet(ctx context.Context, cluster Cluster) bool {
 func (m *Member) findSize(ctx context.Context) int64 {
 	fl := m.fl
 	fl.mu.Lock()
-	m.size = fl.hint
+	if most := fl.fetcher.cfg.MaxHint; most == 0 || fl.hint <= most {
+		m.size = fl.hint
+	}
 	if size, pending := fl.fetcher.store.Pending(fl.digest); pending && m.size == 0 {
 		m.size = size
 	}
@@ -578,21 +595,22 @@ func (m *Member) send(ctx context.Context) {
 	}
 }
 
-// accuse takes note that a node lied, and keeps away from it.
-func (m *Member) accuse(id scheduler.PeerID, name string, what error) {
-	f := m.fl.fetcher
-	f.stats.liars.Add(1)
-	f.cfg.Logger.Error("peer lied; keeping away from it", "digest", m.fl.digest, "peer", name, "id", id, "cause", what)
-	if id == "" {
-		return
+// accuse takes note that a peer sent other bytes than it had said itself, and keeps
+// away from it. The scheduler is told of a lie only where names are proved: else
+// only that the two do not get on. The caller holds the flight's mu.
+func (m *Member) accuse(l *link, what error) {
+	f, id := m.fl.fetcher, l.ID()
+	away, _ := f.bans.strike(id, m.fl.digest, true)
+	reason := scheduler.ReasonStalled
+	if f.cfg.Proven {
+		away, reason = banFor, scheduler.ReasonLiar
+		f.bans.add(id, away)
 	}
-	m.out.push(scheduler.Report{Blob: scheduler.Digest(m.fl.digest), Peer: id, Reason: scheduler.ReasonLiar})
+	f.stats.liars.Add(1)
+	f.cfg.Logger.Error("peer lied; keeping away from it", "digest", m.fl.digest, "peer", l.String(), "id", id, "for", away, "cause", what)
+	m.out.push(scheduler.Report{Blob: scheduler.Digest(m.fl.digest), Peer: id, Reason: reason})
 	m.nudge()
-	f.bans.add(id, banFor)
 }
-
-// banFor is how long this node keeps away from one that lied to it.
-var banFor = scheduler.DefaultConfig().BanFor
 
 // wrongPieceError says that a peer's bytes are not what it said they are.
 type wrongPieceError struct {

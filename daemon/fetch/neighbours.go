@@ -35,6 +35,7 @@ func (m *Member) neighbours(s *scheduler.Swarm) {
 // grace. The caller holds the flight's mu.
 func (m *Member) approach(n scheduler.Neighbour, grace time.Duration) {
 	if l := m.x.byID(n.Peer); l != nil {
+		m.x.name(l)
 		l.reserved, l.leaving = n.Reserved, false
 	}
 	known := m.near[n.Peer]
@@ -298,12 +299,12 @@ func (m *Member) ended(d *download, err error) error {
 		_, n := m.fl.plan.layout.Span(d.piece)
 		m.fl.fetcher.stats.peerBytes.Add(n)
 		m.fl.plan.have.Add(d.piece)
-		m.arrived(d.piece, d.claim.sum, provenance{d.claim.publisher, l.ID(), l.String()}, false)
+		m.arrived(d.piece, d.claim.sum, m.provenance(l, d.piece, d.claim), false)
 		m.fl.notify()
 	case errors.Is(err, ErrUnavailable):
 		return err
 	case errors.Is(err, ErrWrongPiece):
-		m.accuse(l.ID(), l.String(), &wrongPieceError{d.piece, err})
+		m.accuse(l, &wrongPieceError{d.piece, err})
 		l.Close(fmt.Errorf("it sent a wrong piece: %w", err))
 		m.x.remove(l)
 		if d.assigned {

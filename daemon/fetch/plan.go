@@ -14,6 +14,8 @@ import (
 type plan struct {
 	layout piece.Layout
 	have   *piece.Set
+	// own are those of have that this node itself brought from an origin.
+	own *piece.Set
 	// claimed are pieces on disk that must be rechecked; never also in have.
 	claimed *piece.Set
 	// lent are pieces that are coming by another way than a run.
@@ -40,7 +42,7 @@ type run struct {
 }
 
 func newPlan(l piece.Layout) *plan {
-	return &plan{layout: l, have: piece.NewSet(l.Count()), claimed: piece.NewSet(l.Count()), lent: piece.NewSet(l.Count())}
+	return &plan{layout: l, have: piece.NewSet(l.Count()), own: piece.NewSet(l.Count()), claimed: piece.NewSet(l.Count()), lent: piece.NewSet(l.Count())}
 }
 
 // start begins a run at the first piece at or after i that is missing and
@@ -103,6 +105,9 @@ func (p *plan) begin(i, limit int) *run {
 // done records that the piece that r works on is there.
 func (p *plan) done(r *run) {
 	p.have.Add(r.next)
+	if !r.recheck {
+		p.own.Add(r.next)
+	}
 	p.claimed.Remove(r.next)
 	r.next++
 	r.written = 0
@@ -174,11 +179,17 @@ func (p *plan) soon(off, ahead int64) bool {
 
 // readable returns the end of the bytes from off on that can be read now: it
 // is at most off if there are none.
-func (p *plan) readable(off int64) int64 {
+func (p *plan) readable(off int64) int64 { return p.readableOf(p.have, off) }
+
+// readableOwn is readable for bytes that this node itself brought from an
+// origin.
+func (p *plan) readableOwn(off int64) int64 { return p.readableOf(p.own, off) }
+
+func (p *plan) readableOf(set *piece.Set, off int64) int64 {
 	if off >= p.layout.Size() {
 		return p.layout.Size()
 	}
-	i := p.have.NextAbsent(p.layout.Index(off))
+	i := set.NextAbsent(p.layout.Index(off))
 	end := min(int64(i)*p.layout.Length(), p.layout.Size())
 	for _, r := range p.runs {
 		if r.next == i && !r.recheck && !p.whole {

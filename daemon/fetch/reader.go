@@ -3,7 +3,9 @@ package fetch
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"time"
 )
 
 // Reader reads one blob for one client. Its methods must not be called
@@ -19,7 +21,20 @@ type Reader struct {
 	view    view
 	partial PartialReader // of the flight, unless the store took nothing
 	through *through      // the reader's own stream, once the store gave up
+
+	// Of a reader of a range:
+	waiting  time.Time // since when it waits for the blob to be verified
+	refused  bool      // its origin does not serve the range
+	aside    Stream    // its own stream of the range
+	asideOff int64     // where that stands
 }
+
+// nothing is the blob of no bytes, which needs no origin, peer or store.
+type nothing struct{}
+
+func (nothing) Size() int64                                      { return 0 }
+func (nothing) CopyRange(io.Writer, int64, int64) (int64, error) { return 0, nil }
+func (nothing) Close() error                                     { return nil }
 
 // Size returns the size of the blob in bytes.
 func (r *Reader) Size() int64 { return r.size }
@@ -28,6 +43,7 @@ func (r *Reader) Size() int64 { return r.size }
 func (r *Reader) Close() error {
 	var err error
 	r.hangUp()
+	r.stepBack()
 	if r.blob != nil {
 		err = r.blob.Close()
 	}
@@ -48,8 +64,10 @@ func (r *Reader) Wait(ctx context.Context, off int64) error {
 	if r.blob != nil {
 		return nil
 	}
-	_, err := r.flight.available(ctx, &r.view, off)
+	_, err := r.available(ctx, off)
 	switch {
+	case errors.Is(err, errAside):
+		return nil // it comes from the origin
 	case !errors.Is(err, errDirect):
 		return err
 	case r.size == 0 && r.req.Digest.Algorithm().FromBytes(nil) != r.req.Digest:
@@ -100,7 +118,16 @@ func (r *Reader) follow(ctx context.Context, w io.Writer, off, end int64) (writt
 			n, err := r.blob.CopyRange(w, off, end-off)
 			return written + n, err
 		}
-		avail, err := r.flight.available(ctx, &r.view, off)
+		avail, err := r.available(ctx, off)
+		if errors.Is(err, errAside) {
+			n, err := r.copyAside(ctx, w, off, end)
+			written += n
+			off += n
+			if err != nil {
+				return written, err
+			}
+			continue
+		}
 		if errors.Is(err, errDirect) {
 			n, err := r.copyDirect(ctx, w, off, end)
 			return written + n, err
@@ -117,4 +144,91 @@ func (r *Reader) follow(ctx context.Context, w io.Writer, off, end int64) (writt
 		}
 	}
 	return written, nil
+}
+
+// errAside says that a reader of a range goes on from its origin.
+var errAside = errors.New("range comes from the origin")
+
+// available waits until the bytes at off can be read and returns where they
+// end. The error is errAside if the reader has waited for long enough for what
+// peers bring.
+func (r *Reader) available(ctx context.Context, off int64) (int64, error) {
+	fl := r.flight
+	if r.view.whole || r.refused || !fl.waits(off) {
+		return fl.available(ctx, &r.view, off)
+	}
+	if r.aside != nil && r.asideOff == off {
+		return off, errAside
+	}
+	if r.waiting.IsZero() {
+		r.waiting = time.Now()
+	}
+	patience := r.fetcher.cfg.RangeWait
+	if r.req.OpenEnd {
+		patience = r.fetcher.cfg.OpenRangeWait
+	}
+	soon, cancel := context.WithDeadline(ctx, r.waiting.Add(patience))
+	defer cancel()
+	avail, err := fl.available(soon, &r.view, off)
+	if err == nil || soon.Err() == nil || ctx.Err() != nil {
+		return avail, err
+	}
+	return off, errAside
+}
+
+// stepAside opens the reader's own stream of [off, end), unless it stands there.
+func (r *Reader) stepAside(ctx context.Context, off, end int64) error {
+	if r.aside != nil && r.asideOff == off {
+		return nil
+	}
+	r.stepBack()
+	if r.req.OpenEnd {
+		end = -1
+	}
+	s, err := r.view.source.Open(ctx, r.req.Digest, off, end)
+	if err != nil {
+		return err
+	}
+	s = &countedStream{Stream: s, n: &r.fetcher.stats.originBytes}
+	if s.Size() != r.size || s.Offset() > off {
+		err = fmt.Errorf("blob %s: %s sends bytes from %d of %d instead of %d of %d", r.req.Digest, r.req.Source.Key(), s.Offset(), s.Size(), off, r.size)
+	} else {
+		_, err = copyN(io.Discard, s, off-s.Offset())
+	}
+	if err != nil {
+		return errors.Join(err, s.Close())
+	}
+	r.aside, r.asideOff = s, off
+	return nil
+}
+
+// asidePortion is how much comes from the reader's own stream before it is seen
+// whether the blob is verified, in bytes.
+const asidePortion = 1 << 20
+
+// copyAside copies from the reader's own stream, at most to end. If the origin
+// does not serve it, nothing is copied: the reader waits for the blob.
+func (r *Reader) copyAside(ctx context.Context, w io.Writer, off, end int64) (int64, error) {
+	if err := r.stepAside(ctx, off, end); err != nil {
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+		r.fetcher.cfg.Logger.Warn("origin does not serve a range; the range waits until the blob is verified", "digest", r.req.Digest, "offset", off, "err", err)
+		r.refused = true
+		return 0, nil
+	}
+	n, err := copyN(w, r.aside, min(end-off, asidePortion))
+	r.asideOff += n
+	if err != nil {
+		r.stepBack()
+	}
+	return n, err
+}
+
+// stepBack closes the reader's own stream of a range.
+func (r *Reader) stepBack() {
+	if r.aside != nil {
+		r.aside.Close()
+		r.aside = nil
+	}
 }

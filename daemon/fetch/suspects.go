@@ -12,12 +12,14 @@ import (
 	"github.com/shoalproject/shoal/scheduler"
 )
 
-// suspects are the pieces of a blob whose digest turned out wrong, and who is
-// to blame if one of them is not what the origin sends.
+// suspects are the pieces of a blob whose digest turned out wrong, and where each
+// came from. A piece of the same sum is no better when it comes again.
 type suspects struct {
-	sums   []piece.Sum
-	from   []provenance
-	guilty map[scheduler.PeerID]bool
+	sums []piece.Sum
+	own  *piece.Set // brought from the origin by this node itself
+	from []provenance
+	// blamed are the peers that were, so that each is once for this blob.
+	blamed map[scheduler.PeerID]bool
 }
 
 // gatherSuspects notes who sent what of a blob that is wrong. It reports
@@ -25,79 +27,151 @@ type suspects struct {
 func (fl *flight) gatherSuspects(partial Partial) bool {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
-	m := fl.member
-	if m == nil {
+	n := fl.plan.layout.Count()
+	if fl.plan.own.Count() == n {
 		return false
 	}
-	s := &suspects{sums: make([]piece.Sum, len(m.from)), from: m.from, guilty: map[scheduler.PeerID]bool{}}
-	foreign := false
-	for i := range m.from {
+	s := &suspects{sums: make([]piece.Sum, n), own: fl.plan.own, from: make([]provenance, n), blamed: map[scheduler.PeerID]bool{}}
+	if fl.member != nil {
+		copy(s.from, fl.member.from)
+	}
+	for i := range n {
 		s.sums[i], _ = partial.Sum(i)
-		foreign = foreign || m.from[i] != provenance{}
 	}
-	if foreign {
-		fl.suspects = s
-	}
-	return foreign
+	fl.suspects = s
+	return true
 }
 
-// compare blames those who sent a piece that is not what the origin sends.
-// The caller holds mu.
+// compare blames the sender of a piece that is not what the origin sends. The
+// caller holds mu.
 func (fl *flight) compare(i int, sum piece.Sum) {
 	s := fl.suspects
-	if s == nil || fl.member != nil || i >= len(s.sums) || s.sums[i] == sum || s.from[i] == (provenance{}) {
+	if s == nil || i >= len(s.sums) || s.sums[i] == sum || s.from[i].sender == "" {
+		if s != nil && i < len(s.sums) && s.sums[i] != sum {
+			fl.fetcher.cfg.Logger.Warn("piece was wrong", "digest", fl.digest, "piece", i, "own", s.own.Has(i), "sum", s.sums[i], "origin", sum)
+		}
 		return
 	}
 	by := s.from[i]
-	// Who passed it on had it from whoever published the sum, and could not
-	// know better.
-	id, name := scheduler.PeerID(by.publisher), by.publisher
-	if id == "" || id == by.sender {
-		id, name = by.sender, by.name
-	}
-	if s.guilty[id] {
+	if s.blamed[by.sender] {
 		return
 	}
-	s.guilty[id] = true
-	f := fl.fetcher
+	s.blamed[by.sender] = true
+	fl.fetcher.blame(fl.digest, by, fmt.Errorf("piece %d has sum %s by it, and %s from the origin", i, s.sums[i], sum))
+}
+
+// blame takes note that a peer sent a piece that is not what the origin sends,
+// although its sum was the one that the peer had said.
+//
+// A peer that passes on what another published cannot know better, and an honest
+// node may publish what its own connection to the origin spoiled. So the sender is
+// left alone for a short time, longer each time that it happens. Only a peer that
+// said twice, of two blobs, that it had brought such a piece itself is taken for a
+// liar.
+func (f *Fetcher) blame(d digest.Digest, by provenance, cause error) {
+	log := f.cfg.Logger
+	away, self := f.bans.strike(by.sender, d, by.published())
+	if !by.published() {
+		f.stats.passedOn.Add(1)
+		log.Warn("peer passed on a wrong piece; keeping away from it for a while", "digest", d, "peer", by.name, "id", by.sender, "publisher", by.publisher, "for", away, "cause", cause)
+		return
+	}
 	f.stats.liars.Add(1)
-	f.cfg.Logger.Error("peer lied; keeping away from it", "digest", fl.digest, "peer", name, "id", id,
-		"cause", fmt.Sprintf("piece %d has sum %s by it, came from %s, and has sum %s from the origin", i, s.sums[i], by.name, sum))
-	f.bans.add(id, banFor)
-	if f.cfg.Cluster != nil {
-		f.cfg.Cluster.Accuse(fl.digest, id)
+	log.Error("peer lied; keeping away from it", "digest", d, "peer", by.name, "id", by.sender, "for", away, "cause", cause)
+	if self >= convictAfter {
+		f.convict(d, by.sender)
 	}
 }
+
+// convict keeps away from a node that is known to lie. Where its name is proved,
+// the scheduler is told. Where it is not, the node may not have been the one.
+func (f *Fetcher) convict(d digest.Digest, id scheduler.PeerID) {
+	if id == "" || !f.cfg.Proven {
+		return
+	}
+	f.bans.add(id, banFor)
+	if f.cfg.Cluster != nil {
+		f.cfg.Cluster.Accuse(d, id)
+	}
+}
+
+// convictAfter is of how many blobs a peer has to have published a wrong piece.
+const convictAfter = 2
+
+// banFor is how long this node keeps away from one that lied to it, and after
+// which what was held against it is forgotten.
+var banFor = scheduler.DefaultConfig().BanFor
+
+// firstStrike is how long a node is kept away from that sent a wrong piece for
+// the first time; it doubles each time.
+const firstStrike = 15 * time.Second
 
 // bans are the nodes that this one keeps away from.
 type bans struct {
 	mu sync.Mutex
 	// Guarded by mu:
-	until *lru.Cache[scheduler.PeerID, time.Time]
+	known *lru.Cache[scheduler.PeerID, record]
+}
+
+// record is what is held against a node.
+type record struct {
+	until   time.Time // it is kept away from
+	strikes int
+	last    time.Time     // of the strikes
+	self    int           // of how many blobs it published wrong pieces
+	blob    digest.Digest // the last of them
 }
 
 // maxBans bounds the nodes that are remembered.
 const maxBans = 4096
 
 func newBans() *bans {
-	until, err := lru.New[scheduler.PeerID, time.Time](maxBans)
+	known, err := lru.New[scheduler.PeerID, record](maxBans)
 	if err != nil {
 		panic(err) // only of a size that is not positive
 	}
-	return &bans{until: until}
+	return &bans{known: known}
 }
 
 func (b *bans) add(id scheduler.PeerID, d time.Duration) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.until.Add(id, time.Now().Add(d))
+	r, _ := b.known.Get(id)
+	r.until = later(r.until, time.Now().Add(d))
+	b.known.Add(id, r)
+}
+
+// strike notes that a node sent a wrong piece of blob d, which it published
+// itself or not. It returns for how long the node is kept away from, and of how
+// many blobs it published wrong pieces lately.
+func (b *bans) strike(id scheduler.PeerID, d digest.Digest, published bool) (away time.Duration, self int) {
+	if id == "" {
+		return 0, 0
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	r, _ := b.known.Get(id)
+	if now.Sub(r.last) > banFor {
+		r.strikes, r.self, r.blob = 0, 0, ""
+	}
+	if published && r.blob != d {
+		r.self++
+		r.blob = d
+	}
+	away = min(firstStrike<<min(r.strikes, 10), banFor)
+	r.strikes++
+	r.last = now
+	r.until = later(r.until, now.Add(away))
+	b.known.Add(id, r)
+	return away, r.self
 }
 
 func (b *bans) has(id scheduler.PeerID) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	until, ok := b.until.Get(id)
-	return ok && time.Now().Before(until)
+	r, ok := b.known.Get(id)
+	return ok && time.Now().Before(r.until)
 }
 
 // Ban keeps away from a node for a while.

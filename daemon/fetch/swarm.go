@@ -69,9 +69,12 @@ type Have struct {
 // Peer is a connection to another node for one blob. Two that are equal are
 // the same.
 type Peer interface {
-	// ID names the node; what it claims to be, unless TLS is on. It is empty
-	// while no scheduler has spoken of it.
+	// ID names the node: what its certificate proves, or without TLS what it
+	// claims to be. It may be empty while no scheduler has told of it.
 	ID() scheduler.PeerID
+	// Named reports whether a scheduler has told of the node. A stranger that
+	// dials is served, but nothing is asked of it.
+	Named() bool
 	// String names it for people.
 	String() string
 	// Request asks for a piece, whose bytes are written to w as they come.

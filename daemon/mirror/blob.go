@@ -23,7 +23,7 @@ func (c *call) blob(ctx context.Context) (cut bool) {
 		return false
 	}
 	wanted := c.wantedRange()
-	body, err := c.open(ctx, Request{Offset: wanted.start()})
+	body, err := c.open(ctx, Request{Offset: wanted.start(), Whole: wanted.whole(), OpenEnd: wanted.set && wanted.last < 0})
 	if err != nil {
 		c.fail(err)
 		return false

@@ -101,6 +101,9 @@ type Request struct {
 	Size int64
 	// Offset is the byte wanted first.
 	Offset int64
+	// Whole says that all of the content is wanted, in one body; OpenEnd that
+	// a range is, up to the end or as far as the client cares to read.
+	Whole, OpenEnd bool
 	// Proven says that the caller may have the content.
 	Proven bool
 }

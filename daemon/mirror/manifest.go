@@ -103,7 +103,7 @@ func (c *call) resolveOffline(req tagRequest, err error) (Manifest, error) {
 // manifest, if it is at hand.
 func (c *call) manifestByDigest(ctx context.Context, d digest.Digest, body []byte) (registry.Manifest, []byte, error) {
 	// Who has just been given the manifest by the origin may have it.
-	r, err := c.open(ctx, Request{Digest: d, Manifest: true, Body: body, Proven: body != nil})
+	r, err := c.open(ctx, Request{Digest: d, Manifest: true, Body: body, Whole: true, Proven: body != nil})
 	if err != nil {
 		return registry.Manifest{}, nil, err
 	}

@@ -62,6 +62,9 @@ func (r byteRange) start() int64 {
 	return r.first
 }
 
+// whole reports whether the range is the whole content, whatever its size.
+func (r byteRange) whole() bool { return !r.set || r.first == 0 && r.last < 0 }
+
 // of applies the range to content of that size.
 func (r byteRange) of(size int64) (span, error) {
 	switch {

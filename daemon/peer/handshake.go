@@ -74,13 +74,13 @@ func (e *Endpoint) receive(nc net.Conn) (c *Conn, err error) {
 	defer func() { e.blame(err) }()
 	raw, name := nc, ""
 	tune(nc)
+	var proof *tls.Conn
 	if e.cfg.TLS != nil {
-		t := tls.Server(nc, e.cfg.TLS)
-		if err := t.Handshake(); err != nil {
+		proof = tls.Server(nc, e.cfg.TLS)
+		if err := proof.Handshake(); err != nil {
 			return nil, &ViolationError{Reason: "TLS: " + err.Error()}
 		}
-		name = nameOf(t)
-		nc = t
+		nc = proof
 	}
 	h, err := readHello(nc)
 	if err != nil {
@@ -88,6 +88,11 @@ func (e *Endpoint) receive(nc net.Conn) (c *Conn, err error) {
 	}
 	if h.id == e.cfg.ID {
 		return nil, errSelf
+	}
+	if proof != nil {
+		if name, err = provenName(proof, h.id); err != nil {
+			return nil, err
+		}
 	}
 	c, err = e.seat(h, raw, nc, name)
 	if err != nil {
@@ -160,15 +165,15 @@ func (s *Swarm) introduce(ctx context.Context, nc net.Conn, name string) (c *Con
 	nc.SetDeadline(time.Now().Add(e.cfg.HandshakeTimeout))
 	raw, proven := nc, ""
 	tune(nc)
+	var proof *tls.Conn
 	if e.cfg.TLS != nil {
 		cfg := e.cfg.TLS.Clone()
 		cfg.ServerName = name
-		t := tls.Client(nc, cfg)
-		if err := t.Handshake(); err != nil {
+		proof = tls.Client(nc, cfg)
+		if err := proof.Handshake(); err != nil {
 			return nil, &ViolationError{Reason: "TLS: " + err.Error()}
 		}
-		proven = nameOf(t)
-		nc = t
+		nc = proof
 	}
 	if err := (hello{s.hash, e.cfg.ID}).send(nc, s.layout.Size()); err != nil {
 		return nil, fmt.Errorf("sending handshake: %w", err)
@@ -183,6 +188,11 @@ func (s *Swarm) introduce(ctx context.Context, nc net.Conn, name string) (c *Con
 	case h.id == e.cfg.ID:
 		return nil, errSelf
 	}
+	if proof != nil {
+		if proven, err = provenName(proof, h.id); err != nil {
+			return nil, err
+		}
+	}
 	c = newConn(s, raw, nc, h.id, proven, false)
 	if err := s.admit(c); err != nil {
 		c.drop()
@@ -193,26 +203,37 @@ func (s *Swarm) introduce(ctx context.Context, nc net.Conn, name string) (c *Con
 
 var errSelf = errors.New("peer: connected to itself")
 
-// nameOf returns the name that the peer's certificate proves: its first DNS
-// name, else URI, else IP address, else common name.
-func nameOf(t *tls.Conn) string {
+// provenName returns the name in the peer's certificate that its ID on the wire
+// stands for. A peer whose ID stands for another name is refused: it would be
+// taken for another node, or for nobody, and blamed as such.
+func provenName(t *tls.Conn, id ID) (string, error) {
 	certs := t.ConnectionState().PeerCertificates
 	if len(certs) == 0 {
-		return ""
+		return "", violation("peer has no certificate")
 	}
-	return certName(certs[0])
+	names := certNames(certs[0])
+	for _, name := range names {
+		if IDOf(name) == id {
+			return name, nil
+		}
+	}
+	return "", violation("peer's ID %q stands for none of the names of its certificate: %q", id[:], names)
 }
 
-func certName(c *x509.Certificate) string {
-	switch {
-	case len(c.DNSNames) > 0:
-		return c.DNSNames[0]
-	case len(c.URIs) > 0:
-		return c.URIs[0].String()
-	case len(c.IPAddresses) > 0:
-		return c.IPAddresses[0].String()
+// certNames returns the names that a certificate proves; a scheduler goes by
+// the same ones.
+func certNames(c *x509.Certificate) []string {
+	names := append([]string(nil), c.DNSNames...)
+	for _, u := range c.URIs {
+		names = append(names, u.String())
 	}
-	return c.Subject.CommonName
+	for _, ip := range c.IPAddresses {
+		names = append(names, ip.String())
+	}
+	if len(names) == 0 && c.Subject.CommonName != "" {
+		names = append(names, c.Subject.CommonName)
+	}
+	return names
 }
 
 // ViolationError says that a peer broke the protocol, or a bound on it.

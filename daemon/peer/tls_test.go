@@ -66,6 +66,8 @@ func TestTLS(t *testing.T) {
 	}{
 		{"plain", nil, nil, "", true},
 		{"mutual", ours.config("a.example"), ours.config("b.example"), "a.example", true},
+		{"a borrowed ID", ours.config("a.example"), ours.config("c.example"), "a.example", false},
+		{"a server's borrowed ID", ours.config("d.example"), ours.config("b.example"), "d.example", false},
 		{"mutual by address", ours.config("a.example"), ours.config("b.example"), "", true},
 		{"another node's name", ours.config("c.example"), ours.config("b.example"), "a.example", false},
 		{"plain to TLS", ours.config("a.example"), nil, "", false},
@@ -75,8 +77,8 @@ func TestTLS(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			ev := newEvents()
-			a := newEndpoint(t, Config{TLS: tc.server})
-			b := newEndpoint(t, Config{TLS: tc.dial})
+			a := newEndpoint(t, Config{TLS: tc.server, ID: IDOf("a.example")})
+			b := newEndpoint(t, Config{TLS: tc.dial, ID: IDOf("b.example")})
 			addr := serve(t, a, "127.0.0.1")
 			open(t, a, src.blob(ev, src.all()...))
 			c, err := open(t, b, src.blob(nil)).Dial(t.Context(), addr, tc.target)
