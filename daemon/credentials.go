@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 
 	"github.com/fsnotify/fsnotify"
@@ -26,6 +27,9 @@ type credentials struct {
 	log  *slog.Logger
 	path string
 	ring atomic.Pointer[keyring]
+	// reloading is held while the file is read, so that what was read last
+	// stays.
+	reloading sync.Mutex
 }
 
 // newCredentials returns nil if no registry is asked in the node's own name,
@@ -118,6 +122,8 @@ func (c *credentials) watch(ctx context.Context) error {
 // reload takes the file as it is now, if it can be read. One that is gone
 // takes the credentials along; one that is empty is about to be written.
 func (c *credentials) reload() {
+	c.reloading.Lock()
+	defer c.reloading.Unlock()
 	content, err := os.ReadFile(c.path)
 	gone := errors.Is(err, os.ErrNotExist)
 	if err != nil && !gone || !gone && len(content) == 0 || bytes.Equal(content, c.ring.Load().content) {

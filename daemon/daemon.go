@@ -210,6 +210,18 @@ func (d *Daemon) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
+// Reload takes certificate and docker config as their files are now. Other
+// settings need a restart.
+func (d *Daemon) Reload() {
+	d.log.Info("reload: certificate and docker config are read again if they have changed; other settings need a restart")
+	if d.cfg.identity != nil {
+		d.cfg.identity.Reload(d.log)
+	}
+	if d.credentials != nil {
+		d.credentials.reload()
+	}
+}
+
 // warn logs what lets more people read than an operator may think.
 func (d *Daemon) warn() {
 	if loopback(d.mirror.Addr()) {

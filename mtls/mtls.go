@@ -137,6 +137,15 @@ func (id *Identity) Config(log *slog.Logger) *tls.Config {
 	}
 }
 
+// Reload looks at once whether the files have changed, as the next handshake
+// would.
+func (id *Identity) Reload(log *slog.Logger) {
+	id.mu.Lock()
+	id.looked = time.Time{}
+	id.mu.Unlock()
+	id.current(log)
+}
+
 // current returns the certificate, read again if need be.
 func (id *Identity) current(log *slog.Logger) *tls.Certificate {
 	id.mu.Lock()

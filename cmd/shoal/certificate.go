@@ -37,7 +37,7 @@ CA's key can join as anybody: keep it where only this command runs.`,
 	f.SortFlags = false
 	f.StringVar(&caCert, "ca-cert", "", "PEM `FILE` with the CA's certificate; more in it are for --tls-ca alone")
 	f.StringVar(&caKey, "ca-key", "", "PEM `FILE` with its key")
-	f.StringVar(&dir, "dir", "", "`DIRECTORY` to write to")
+	f.StringVar(&dir, "dir", "", "`DIRECTORY` to write to; one that is missing is made, for its owner alone")
 	f.DurationVar(&valid, "valid", 365*24*time.Hour, "`TIME` that it is valid, but no longer than the CA is")
 	return cmd
 }
@@ -54,6 +54,9 @@ func issue(caCert, caKey, dir string, valid time.Duration, names []string) error
 	cert, certKey, err := mtls.Issue(ca, key, valid, names...)
 	if err != nil {
 		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("--dir: %w", err)
 	}
 	// The key first: a daemon that runs takes both when the certificate changes.
 	for _, f := range []struct {

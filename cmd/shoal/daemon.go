@@ -26,7 +26,10 @@ other out.
 Every flag can also be set by an environment variable (--cache-size is
 SHOAL_CACHE_SIZE; values of a repeatable one are separated by spaces) or in the
 YAML file of --config (cache-size: 20GiB). A flag beats the environment, which
-beats the file.`,
+beats the file.
+
+SIGHUP has the daemon look at once for changes of its certificate and of docker's
+config.json, which it also finds by itself; other settings need a restart.`,
 		Example: `  # A mirror of Docker Hub and of a registry in the house:
   shoal daemon --registry docker.io --registry registry.example.com --auth node
 
@@ -51,6 +54,7 @@ beats the file.`,
 			if err != nil {
 				return err
 			}
+			defer onHangup(d.Reload)()
 			return d.Run(cmd.Context())
 		},
 	}

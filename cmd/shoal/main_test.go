@@ -51,8 +51,8 @@ func TestScripts(t *testing.T) {
 
 // writeCertificates returns a directory with ca.pem, two certificates for
 // 127.0.0.1 and node-1 with their keys, a.pem a.key b.pem b.key, one that has
-// expired, old.pem old.key, and one that is for servers alone, server.pem
-// server.key.
+// expired, old.pem old.key, one that is for servers alone, server.pem
+// server.key, and one that may sign others, issuer.pem issuer.key.
 func writeCertificates(t *testing.T) string {
 	ca := mtlstest.NewAuthority(t)
 	dir := filepath.Dir(ca.File)
@@ -60,6 +60,9 @@ func writeCertificates(t *testing.T) string {
 		"a": nil, "b": nil,
 		"old":    func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) },
 		"server": func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth} },
+		"issuer": func(c *x509.Certificate) {
+			c.IsCA, c.BasicConstraintsValid, c.KeyUsage = true, true, x509.KeyUsageCertSign
+		},
 	} {
 		file := filepath.Join(dir, name)
 		ca.Reissue(t, file+".pem", file+".key", change, "node-1", "127.0.0.1")

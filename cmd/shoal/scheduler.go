@@ -33,7 +33,10 @@ join any swarm.
 
 Every flag can also be set by an environment variable (--admin-listen is
 SHOAL_ADMIN_LISTEN) or in the YAML file of --config (admin-listen: ":4404"). A
-flag beats the environment, which beats the file.`,
+flag beats the environment, which beats the file.
+
+SIGHUP has the scheduler look at once for changes of its certificate, which it
+also finds by itself; other settings need a restart.`,
 		Example: `  # One scheduler, and a daemon that uses it:
   shoal scheduler
   shoal daemon --scheduler scheduler.example.com:4402
@@ -55,6 +58,7 @@ flag beats the environment, which beats the file.`,
 			if err != nil {
 				return err
 			}
+			defer onHangup(s.Reload)()
 			return s.Run(cmd.Context())
 		},
 	}

@@ -142,10 +142,17 @@ func (b bytes) String() string {
 
 func (b bytes) Type() string { return "SIZE" }
 
+// smallestBare is how many bytes a size without a unit must be at least. Below
+// it the unit was more likely forgotten.
+const smallestBare = 1 << 20
+
 func (b bytes) Set(s string) error {
 	n, err := humanize.ParseBytes(s)
 	if err != nil || n > 1<<62 {
 		return errors.New("want a size such as 20GiB or 500MB")
+	}
+	if bare := strings.Trim(s, "0123456789., ") == ""; bare && n != 0 && n < smallestBare {
+		return fmt.Errorf("the unit is missing: want a size such as 20GiB or 500MB; %sB is %d bytes", strings.TrimSpace(s), n)
 	}
 	*b.n = int64(n)
 	return nil

@@ -471,3 +471,36 @@ func TestWarmHitReadsNothing(t *testing.T) {
 	}
 	checks(9)
 }
+
+// A second daemon is kept out too when the lock file was removed, and a store
+// that has made its lock file anew goes on.
+func TestLockFileRemoved(t *testing.T) {
+	s := bigStore(t)
+	second := func() error {
+		other, err := Open(Config{Dir: s.dir, MaxBytes: 1 << 20})
+		if err == nil {
+			other.Close()
+		}
+		return err
+	}
+	if err := os.Remove(s.lockPath()); err != nil {
+		t.Fatal(err)
+	}
+	if err := second(); err == nil || !strings.Contains(err.Error(), "in use by another daemon") {
+		t.Fatalf("a second daemon: %v", err)
+	}
+	s.mu.Lock()
+	err := s.restoreDirsLocked()
+	s.mu.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second(); err == nil || !strings.Contains(err.Error(), "in use by another daemon") {
+		t.Fatalf("a second daemon, after the lock was made anew: %v", err)
+	}
+	b := content(1, testPiece)
+	mustPut(t, s, b)
+	if err := get(reopen(t, s), b); err != nil {
+		t.Fatal(err)
+	}
+}

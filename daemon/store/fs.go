@@ -118,6 +118,9 @@ func (osFS) lock(name string) (io.Closer, error) {
 	// Opened for reading, so that the lock keeps nobody from remounting the
 	// disk read-only, and can be taken on a disk that is.
 	f, err := os.OpenFile(name, os.O_RDONLY|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if errors.Is(err, unix.EISDIR) {
+		f, err = os.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY, 0)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -382,11 +382,13 @@ func (m *memFS) space(name string) (diskSpace, error) {
 }
 
 func (m *memFS) lock(name string) (io.Closer, error) {
-	f, err := m.open(name, os.O_CREATE)
-	if err != nil {
-		return nil, err
+	if info, err := m.lstat(name); err != nil || !info.mode.IsDir() {
+		f, err := m.open(name, os.O_CREATE)
+		if err != nil {
+			return nil, err
+		}
+		f.Close()
 	}
-	f.Close()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.locked[name] {

@@ -8,7 +8,7 @@
 //
 // On disk, under Config.Dir (mode 0700):
 //
-//	lock                             flock(2) of the one daemon
+//	lock                             flock(2) of the one daemon, beside that of the directory
 //	blobs/<alg>/<2 hex>/<hex>        a complete blob
 //	blobs/<alg>/<2 hex>/<hex>.pieces its piece sums; see sidecar.go
 //	partial/<alg>-<hex>              an unfinished blob, sparse, at final offsets
@@ -99,7 +99,8 @@ type Store struct {
 	// from under a blob that was just given it.
 	mu      sync.Mutex
 	index   index
-	lock    io.Closer
+	lock    io.Closer // of the file
+	dirLock io.Closer // of the directory itself
 	closed  bool
 	trouble error // why the disk takes nothing, until troubleEnd
 	// troubleEnd is when new partials are tried again.
@@ -130,7 +131,7 @@ func openOn(fsys fileSystem, cfg Config) (*Store, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.scanLocked(); err != nil {
-		s.lock.Close()
+		s.dropLocks()
 		return nil, err
 	}
 	// The quota may have shrunk since the last run. What cannot be evicted
@@ -158,7 +159,7 @@ func (s *Store) openDir() error {
 	case info.mode.Perm()&0o077 != 0:
 		return fmt.Errorf("store: data directory %s has mode %#o and is open to other users: chmod 700 %s", s.dir, info.mode.Perm(), s.dir)
 	}
-	if s.lock, err = s.fs.lock(s.lockPath()); err != nil {
+	if err = s.takeLocks(); err != nil {
 		if errors.Is(err, errLocked) {
 			return fmt.Errorf("store: data directory %s is in use by another daemon: stop it, or choose another directory", s.dir)
 		}
@@ -167,7 +168,7 @@ func (s *Store) openDir() error {
 	if err := s.makeDirs(); err != nil {
 		// A full or read-only disk still serves what it holds.
 		if !isDiskTrouble(err) {
-			s.lock.Close()
+			s.dropLocks()
 			return fmt.Errorf("store: data directory: %w", err)
 		}
 		s.noteTrouble(err)
@@ -234,10 +235,32 @@ func (s *Store) restoreDirsLocked() error {
 		}
 		s.lock.Close()
 		s.lock = lock
+		// The directory is locked still, unless it is another one now.
+		if dir, err := s.fs.lock(s.dir); err == nil {
+			s.dirLock.Close()
+			s.dirLock = dir
+		} else if !errors.Is(err, errLocked) {
+			return err
+		}
 		s.log.Warn("data directory was removed while in use; made anew", "dir", s.dir)
 	}
 	return s.makeDirs()
 }
+
+// takeLocks locks the data directory for this process. The directory itself is
+// locked, so that removing a file from it lets no second daemon in; the file
+// keeps out daemons of earlier versions, which lock nothing else.
+func (s *Store) takeLocks() (err error) {
+	if s.dirLock, err = s.fs.lock(s.dir); err != nil {
+		return err
+	}
+	if s.lock, err = s.fs.lock(s.lockPath()); err != nil {
+		s.dirLock.Close()
+	}
+	return err
+}
+
+func (s *Store) dropLocks() error { return errors.Join(s.lock.Close(), s.dirLock.Close()) }
 
 // Close gives the directory up. Open handles stay usable until each is
 // closed, but no new ones are given.
@@ -248,7 +271,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
-	return s.lock.Close()
+	return s.dropLocks()
 }
 
 // Stats are the figures of a store. Counters start at zero with Open.

@@ -149,6 +149,15 @@ func (s *Scheduler) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
+// Reload takes the certificate as its files are now. Other settings need a
+// restart.
+func (s *Scheduler) Reload() {
+	s.log.Info("reload: the certificate is read again if it has changed; other settings need a restart")
+	if s.identity != nil {
+		s.identity.Reload(s.log)
+	}
+}
+
 // alive returns when the goroutine that owns the swarms has answered.
 func (s *Scheduler) alive(ctx context.Context) error {
 	s.server.Stats(ctx)
