@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/shoalproject/shoal/daemon/certificate"
 	"github.com/shoalproject/shoal/daemon/mirror"
 	"github.com/shoalproject/shoal/mtls"
 	"github.com/shoalproject/shoal/registry"
@@ -50,6 +51,12 @@ type Config struct {
 	// TLSCert, TLSKey and TLSCA are PEM files for mutual TLS among nodes and
 	// to schedulers: all three, or none for plaintext.
 	TLSCert, TLSKey, TLSCA string
+	// TLSIssuer is where this node gets its certificate and the later ones,
+	// https://HOST:PORT of a scheduler's issuer, in place of TLSCert and
+	// TLSKey. TLSTokenFile holds the token that tells the issuer which node
+	// this is; it must be the one of NodeName. Without a certificate, as
+	// before the first one comes, the node is on its own.
+	TLSIssuer, TLSTokenFile string
 	// DataDir holds the store. It must belong to this process alone.
 	DataDir string
 	// CacheSize is the store's quota in bytes; a tenth of the disk stays
@@ -148,6 +155,8 @@ type settings struct {
 	offline mirror.Offline
 	// identity is nil without TLS.
 	identity *mtls.Identity
+	// keeper gets the certificates of identity; nil where they are files.
+	keeper *certificate.Keeper
 	// nodeName is NodeName, or what stands for it when that is empty.
 	nodeName string
 	labels   map[string]string
@@ -280,10 +289,14 @@ func (s *settings) swarm() error {
 	if s.labels, err = parseLabels(s.Labels); err != nil {
 		return &ConfigError{"label", err}
 	}
-	if s.identity, err = mtls.Load(s.TLSCert, s.TLSKey, s.TLSCA); err != nil {
-		if wrong := (*mtls.Error)(nil); errors.As(err, &wrong) {
-			return &ConfigError{wrong.Setting, wrong.Err}
-		}
+	if s.TLSIssuer != "" || s.TLSTokenFile != "" {
+		s.identity, err = s.issued()
+	} else {
+		s.identity, err = mtls.Load(s.TLSCert, s.TLSKey, s.TLSCA)
+	}
+	if wrong := (*mtls.Error)(nil); errors.As(err, &wrong) {
+		return &ConfigError{wrong.Setting, wrong.Err}
+	} else if err != nil {
 		return err
 	}
 	if s.nodeName, err = s.name(); err == nil {
@@ -293,6 +306,37 @@ func (s *settings) swarm() error {
 		return &ConfigError{"node-name", err}
 	}
 	return nil
+}
+
+// issued returns the identity of a node whose certificate is still to come from
+// an issuer, and sets the keeper that gets it.
+func (s *settings) issued() (*mtls.Identity, error) {
+	for _, need := range []struct{ setting, value, why string }{
+		{"tls-issuer", s.TLSIssuer, "is missing: --tls-token-file is for it"},
+		{"tls-token-file", s.TLSTokenFile, "is missing: the token in it tells --tls-issuer which node this is"},
+		{"tls-ca", s.TLSCA, "is missing: --tls-issuer proves its name by it"},
+		{"node-name", s.NodeName, "is missing: --tls-issuer needs it, to see that the certificate is this node's"},
+	} {
+		if need.value == "" {
+			return nil, &ConfigError{need.setting, errors.New(need.why)}
+		}
+	}
+	if s.TLSCert != "" || s.TLSKey != "" {
+		return nil, &ConfigError{"tls-issuer", errors.New("is for nodes without --tls-cert and --tls-key: name either")}
+	}
+	if err := certificate.CheckIssuer(s.TLSIssuer); err != nil {
+		return nil, &ConfigError{"tls-issuer", err}
+	}
+	ca, err := os.ReadFile(s.TLSCA)
+	if err != nil {
+		return nil, &ConfigError{"tls-ca", err}
+	}
+	identity, err := mtls.Await(ca, s.NodeName)
+	if err != nil {
+		return nil, err
+	}
+	s.keeper = &certificate.Keeper{Issuer: s.TLSIssuer, CA: ca, TokenFile: s.TLSTokenFile, Identity: identity}
+	return identity, nil
 }
 
 // name returns what the node calls itself.

@@ -186,6 +186,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.cluster.preheats = newPreheater(working, d, handler)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.cluster.run(cctx) })
+	if k := d.cfg.keeper; k != nil {
+		k.Log = d.log
+		group.Go(func() error {
+			k.Run(ctx)
+			return nil
+		})
+	}
 	group.Go(func() error {
 		handler.Run(ctx)
 		return nil

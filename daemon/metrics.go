@@ -54,6 +54,17 @@ func newMetrics(d *Daemon) *metrics {
 	}, func() float64 { return 1 })
 	m.registry.MustRegister(m.requests, m.sent, m.seconds, m.permits, version, &nodeCollector{d.store, d.fetcher, d.cluster},
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if id := d.cfg.identity; id != nil {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "shoal_tls_certificate_expiry_timestamp_seconds",
+			Help: "When the certificate in use expires, in Unix time; 0 while there is none.",
+		}, func() float64 {
+			if expires := id.Expires(); !expires.IsZero() {
+				return float64(expires.Unix())
+			}
+			return 0
+		}))
+	}
 	return m
 }
 

@@ -21,7 +21,10 @@ func (d *Daemon) serveNode(w http.ResponseWriter, _ *http.Request) {
 		n.Registries = append(n.Registries, nodeinfo.Registry{Host: e.Upstream.Host, Endpoint: e.Upstream.Endpoint.String()})
 	}
 	if d.cfg.identity != nil {
-		n.TLS = &nodeinfo.TLS{Cert: d.cfg.TLSCert, Key: d.cfg.TLSKey, CA: d.cfg.TLSCA}
+		n.TLS = &nodeinfo.TLS{Cert: d.cfg.TLSCert, Key: d.cfg.TLSKey, CA: d.cfg.TLSCA, Issuer: d.cfg.TLSIssuer}
+		if expires := d.cfg.identity.Expires(); !expires.IsZero() {
+			n.TLS.Expires = expires.Unix()
+		}
 	}
 	known := d.cluster.known.Values() // the latest last
 	for _, neighbour := range known[max(0, len(known)-maxToldPeers):] {

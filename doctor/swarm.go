@@ -30,6 +30,10 @@ func (e *examination) certificate() {
 	if e.node == nil || e.node.TLS == nil {
 		return
 	}
+	if e.node.TLS.Issuer != "" {
+		e.issuedCertificate(name)
+		return
+	}
 	id, err := mtls.Load(e.node.TLS.Cert, e.node.TLS.Key, e.node.TLS.CA)
 	if err != nil {
 		remedy := "issue it anew, as in docs/operations.md"
@@ -53,6 +57,22 @@ func (e *examination) certificate() {
 	e.add(OK, name, "", fmt.Sprintf("%s, until %s", strings.Join(id.Names(), ", "), id.Expires().Format(time.DateOnly)))
 }
 
+// issuedCertificate looks at a certificate that only the daemon has: it is
+// renewed when about half of its life is over.
+func (e *examination) issuedCertificate(name string) {
+	tls := e.node.TLS
+	const remedy = "look into the daemon's log, which says why no certificate could be had, and see that the scheduler runs"
+	until := time.Unix(tls.Expires, 0)
+	switch {
+	case tls.Expires == 0:
+		e.add(Trap, name, remedy, "there is none yet from "+tls.Issuer+": the node is on its own")
+	case !e.Now().Before(until):
+		e.add(Trap, name, remedy, fmt.Sprintf("it has expired, on %s, and %s gave no other: the node is on its own", until.UTC().Format(time.RFC3339), tls.Issuer))
+	default:
+		e.add(OK, name, "", fmt.Sprintf("%s, until %s, from %s", e.node.Name, until.UTC().Format(time.RFC3339), tls.Issuer))
+	}
+}
+
 // schedulers looks whether each of them answers, as it answers daemons.
 func (e *examination) schedulers(ctx context.Context) {
 	const name = "scheduler"
@@ -62,6 +82,15 @@ func (e *examination) schedulers(ctx context.Context) {
 		return
 	case len(e.node.Schedulers) == 0:
 		e.add(OK, name, "", "none: this node is alone")
+		return
+	}
+	if e.node.TLS != nil && e.node.TLS.Issuer != "" {
+		// Only the daemon has the certificate that schedulers want to see.
+		if !e.node.Connected {
+			e.add(Trap, name, "look into the daemon's log, which says why each second", "the daemon is not connected")
+			return
+		}
+		e.add(OK, name, "", strings.Join(e.node.Schedulers, ", "))
 		return
 	}
 	var creds *tls.Config

@@ -1,5 +1,6 @@
-// Package mtls reads what a process proves itself with, and checks others by:
-// a certificate, its key, and the CA of all certificates of the cluster.
+// Package mtls keeps what a process proves itself with, and checks others by:
+// a certificate, its key, and the CA of all certificates of the cluster. It
+// reads them from files, or is given them, and it signs certificates.
 //
 // It knows files and TLS. It must not know who talks to whom.
 package mtls
@@ -37,10 +38,10 @@ func (e *Error) Unwrap() error { return e.Err }
 // lookEvery is how often the files are looked at, at most.
 const lookEvery = time.Second
 
-// Identity is a certificate that is read again when its files change. Any
-// goroutine may use it.
+// Identity is a certificate that is read again when its files change, or that
+// Take replaces. Any goroutine may use it.
 type Identity struct {
-	certFile, keyFile, caFile string
+	certFile, keyFile, caFile string // empty for one that Await made
 
 	cas   *x509.CertPool
 	names []string
@@ -48,9 +49,9 @@ type Identity struct {
 
 	// mu guards what follows.
 	mu     sync.Mutex
-	cert   *tls.Certificate
-	stamps stamps // as the files were read last
-	bad    string // why what was read was not taken, if so
+	cert   *tls.Certificate // nil before the first Take
+	stamps stamps           // as the files were read last
+	bad    string           // why what was read was not taken, if so
 	looked time.Time
 }
 
@@ -103,14 +104,52 @@ func load(certFile, keyFile, caFile string, now func() time.Time) (*Identity, er
 	return id, nil
 }
 
+// Await returns an Identity for names that has no certificate yet: before Take
+// gives it one, no handshake succeeds. The CAs are those in caPEM.
+func Await(caPEM []byte, names ...string) (*Identity, error) {
+	id := &Identity{cas: x509.NewCertPool(), names: names, now: time.Now}
+	if !id.cas.AppendCertsFromPEM(caPEM) {
+		return nil, &Error{SettingCA, errors.New("holds no PEM certificate")}
+	}
+	return id, nil
+}
+
+// Take puts another certificate in use, from the next handshake on. It refuses
+// one that Load would refuse, or that lacks one of Names; the one before then
+// stays.
+func (id *Identity) Take(certPEM, keyPEM []byte) error {
+	chain, err := parse(certPEM)
+	if err != nil {
+		return fmt.Errorf("the certificate %w", err)
+	}
+	cert, err := tls.X509KeyPair(certPEM, keyPEM)
+	if err != nil {
+		return fmt.Errorf("key and certificate do not go together: %w", err)
+	}
+	if err := id.check(chain); err != nil {
+		return fmt.Errorf("the certificate %w", err)
+	}
+	if name := id.lacks(cert.Leaf); name != "" {
+		return fmt.Errorf("the certificate is not for %q", name)
+	}
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	id.cert = &cert
+	return nil
+}
+
 // Names returns the names of this process that its certificate proves: DNS
 // names and then IP addresses. Patterns are left out, for they name nobody.
 func (id *Identity) Names() []string { return slices.Clone(id.names) }
 
-// Expires returns until when the certificate is valid that is in use now.
+// Expires returns until when the certificate is valid that is in use now, or the
+// zero time if there is none yet.
 func (id *Identity) Expires() time.Time {
 	id.mu.Lock()
 	defer id.mu.Unlock()
+	if id.cert == nil {
+		return time.Time{}
+	}
 	return id.cert.Leaf.NotAfter
 }
 
@@ -126,10 +165,10 @@ func (id *Identity) Config(log *slog.Logger) *tls.Config {
 		ClientCAs:  id.cas,
 		RootCAs:    id.cas,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return id.current(log), nil
+			return id.current(log)
 		},
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return id.current(log), nil
+			return id.current(log)
 		},
 		// Every connection shows certificates, so that one that has expired
 		// opens none.
@@ -143,13 +182,29 @@ func (id *Identity) Reload(log *slog.Logger) {
 	id.mu.Lock()
 	id.looked = time.Time{}
 	id.mu.Unlock()
-	id.current(log)
+	// Without a certificate there is none to read again.
+	_, _ = id.current(log)
 }
 
+// errNone is why a handshake fails before the first certificate is there.
+var errNone = errors.New("this process has no certificate yet")
+
 // current returns the certificate, read again if need be.
-func (id *Identity) current(log *slog.Logger) *tls.Certificate {
+func (id *Identity) current(log *slog.Logger) (*tls.Certificate, error) {
 	id.mu.Lock()
 	defer id.mu.Unlock()
+	if id.certFile == "" {
+		if id.cert == nil {
+			return nil, errNone
+		}
+		return id.cert, nil
+	}
+	return id.reread(log), nil
+}
+
+// reread returns the certificate in the files, or the one before if that is not
+// good. The caller holds mu.
+func (id *Identity) reread(log *slog.Logger) *tls.Certificate {
 	if since := id.now().Sub(id.looked); 0 <= since && since < lookEvery {
 		return id.cert
 	}
@@ -168,7 +223,9 @@ func (id *Identity) current(log *slog.Logger) *tls.Certificate {
 	}
 	cert, err := id.read()
 	if err == nil {
-		err = id.lacks(cert)
+		if name := id.lacks(cert.Leaf); name != "" {
+			err = fmt.Errorf("%s is not for %q any more: start again to use it", id.certFile, name)
+		}
 	}
 	if err != nil {
 		if id.bad != err.Error() {
@@ -197,16 +254,16 @@ func stampOf(file string) stamp {
 	return stamp{info.ModTime(), info.Size()}
 }
 
-// lacks returns an error if a new certificate does not prove a name of the
-// first, by which the process may be known.
-func (id *Identity) lacks(cert *tls.Certificate) error {
-	names := hosts(cert.Leaf)
+// lacks returns a name of the first certificate, by which the process may be
+// known, that another one does not prove; empty, it proves all.
+func (id *Identity) lacks(cert *x509.Certificate) string {
+	names := hosts(cert)
 	for _, name := range id.names {
 		if !slices.Contains(names, name) {
-			return fmt.Errorf("%s is not for %q any more: start again to use it", id.certFile, name)
+			return name
 		}
 	}
-	return nil
+	return ""
 }
 
 // read returns the certificate as it is in the files.

@@ -206,7 +206,7 @@ func TestChange(t *testing.T) {
 	ca.Reissue(t, cert, key, func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute).Truncate(time.Second) }, "a.example", "10.0.0.1")
 	keeps("not valid before")
 	now = now.Add(time.Minute)
-	if got := id.current(slog.New(slog.DiscardHandler)); got.Leaf.SerialNumber.String() == second {
+	if got, err := id.current(slog.New(slog.DiscardHandler)); err != nil || got.Leaf.SerialNumber.String() == second {
 		t.Error("not taken when it became valid")
 	}
 }
@@ -226,7 +226,9 @@ func TestChangeOfCA(t *testing.T) {
 	var said bytes.Buffer
 	for range 3 {
 		now = now.Add(lookEvery)
-		id.current(slog.New(slog.NewTextHandler(&said, nil)))
+		if _, err := id.current(slog.New(slog.NewTextHandler(&said, nil))); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if strings.Count(said.String(), "file of CAs has changed") != 1 || strings.Contains(said.String(), "certificate has changed") {
 		t.Errorf("the log says %q", said.String())
@@ -305,4 +307,93 @@ func handshake(t *testing.T, server, dial *tls.Config, target string) (tls.Conne
 	}
 	r := <-served
 	return r.state, errors.Join(err, r.err)
+}
+
+// An identity without a certificate connects with nobody; it takes only what
+// Load would take, and the one before stays.
+func TestAwait(t *testing.T) {
+	ca := mtlstest.NewAuthority(t)
+	id, err := Await(content(t, ca.File), "a.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, peer := id.Config(slog.New(slog.DiscardHandler)), config(t, ca, "b.example")
+	if _, err := handshake(t, cfg, peer, "a.example"); err == nil || !id.Expires().IsZero() {
+		t.Errorf("a server without a certificate: %v", err)
+	}
+	if _, err := handshake(t, peer, cfg, "b.example"); err == nil {
+		t.Error("a client without a certificate")
+	}
+	take := func(ca *mtlstest.Authority, change func(*x509.Certificate), names ...string) error {
+		cert, key := ca.Issue(t, change, names...)
+		return id.Take(content(t, cert), content(t, key))
+	}
+	refuses := func() {
+		t.Helper()
+		for name, err := range map[string]error{
+			"another name": take(ca, nil, "b.example"),
+			"another CA":   take(mtlstest.NewAuthority(t), nil, "a.example"),
+			"expired":      take(ca, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) }, "a.example"),
+			"no keys":      id.Take(nil, nil),
+		} {
+			if err == nil {
+				t.Errorf("%s: taken", name)
+			}
+		}
+	}
+	refuses()
+	if err := take(ca, nil, "a.example"); err != nil {
+		t.Fatal(err)
+	}
+	expires := id.Expires()
+	refuses()
+	if !id.Expires().Equal(expires) || expires.IsZero() {
+		t.Errorf("it expires %s, then %s", expires, id.Expires())
+	}
+	if _, err := handshake(t, cfg, peer, "a.example"); err != nil {
+		t.Error(err)
+	}
+	if _, err := handshake(t, peer, cfg, "b.example"); err != nil {
+		t.Error(err)
+	}
+	if _, err := Await([]byte("hello"), "a.example"); err == nil {
+		t.Error("text as CA")
+	}
+}
+
+// What is requested can be signed, and goes with its key.
+func TestRequest(t *testing.T) {
+	authority := mtlstest.NewAuthority(t)
+	ca, err := ReadCA(content(t, authority.File), content(t, authority.KeyFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	request, keyPEM, err := Request()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := RequestedKey(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := ca.Sign(key, time.Hour, "a.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := Await(ca.PEM(), "a.example")
+	if err == nil {
+		err = id.Take(cert, keyPEM)
+	}
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func content(t *testing.T, file string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }

@@ -35,9 +35,16 @@ type Registry struct {
 	Endpoint string `json:"endpoint"`
 }
 
-// TLS names the PEM files.
+// TLS is what the node proves itself with.
 type TLS struct {
-	Cert string `json:"cert"`
-	Key  string `json:"key"`
+	// Cert and Key are PEM files, empty for a certificate that an issuer gave
+	// to the daemon, which keeps it in memory.
+	Cert string `json:"cert,omitempty"`
+	Key  string `json:"key,omitempty"`
 	CA   string `json:"ca"`
+	// Issuer is where certificates come from, if that is an issuer.
+	Issuer string `json:"issuer,omitempty"`
+	// Expires is when the one in use expires, in Unix seconds; 0 while there
+	// is none.
+	Expires int64 `json:"expires,omitempty"`
 }

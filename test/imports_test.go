@@ -50,9 +50,14 @@ var may = map[string][]string{
 	"scheduler/wire/outbox": nil,
 	"scheduler/server":      {"scheduler", "scheduler/jobs", "scheduler/wire/outbox"},
 	"scheduler/client":      {"scheduler", "scheduler/jobs", "scheduler/wire/outbox"},
-	"scheduler/standalone":  {"scheduler", "scheduler/api", "scheduler/harbor", "scheduler/jobs", "scheduler/jobstore", "scheduler/server", "scheduler/wire", "mtls", "systemd", "internal/hostcheck"},
+	"scheduler/standalone":  {"scheduler", "scheduler/api", "scheduler/harbor", "scheduler/jobs", "scheduler/jobstore", "scheduler/server", "scheduler/wire", "mtls", "systemd", "internal/hostcheck", "scheduler/issuer"},
 
-	"daemon": {"daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
+	// The two ends of issuing know a certificate, and not each other.
+	"scheduler/issuer":            {"mtls"},
+	"scheduler/issuer/issuertest": nil,
+	"daemon/certificate":          {"mtls"},
+
+	"daemon": {"daemon/certificate", "daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
 		"scheduler", "scheduler/jobs", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls", "nodeinfo", "systemd", "internal/hostcheck"},
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},

@@ -71,6 +71,8 @@ config.json, which it also finds by itself; other settings need a restart.`,
 	f.StringVar(&cfg.TLSCert, "tls-cert", cfg.TLSCert, "PEM `FILE` with this node's certificate, for mutual TLS with other nodes and schedulers; with --tls-key and --tls-ca")
 	f.StringVar(&cfg.TLSKey, "tls-key", cfg.TLSKey, "PEM `FILE` with its key")
 	f.StringVar(&cfg.TLSCA, "tls-ca", cfg.TLSCA, "PEM `FILE` with the CA that signs the certificates of all nodes and schedulers")
+	f.StringVar(&cfg.TLSIssuer, "tls-issuer", cfg.TLSIssuer, "`URL` https://HOST:PORT of a scheduler's --issuer-listen, which issues this node's certificate in place of --tls-cert and --tls-key; the node is on its own until it has one")
+	f.StringVar(&cfg.TLSTokenFile, "tls-token-file", cfg.TLSTokenFile, "`FILE` with the token that tells --tls-issuer which node this is")
 	f.StringVar(&cfg.DataDir, "data-dir", cfg.DataDir, "`DIRECTORY` of the cache, for this daemon alone")
 	f.Var(newBytes(&cfg.CacheSize), "cache-size", "`SIZE` of the cache; a tenth of the disk stays free in any case")
 	f.StringArrayVar(&cfg.Registries, "registry", cfg.Registries, "allow this `UPSTREAM`: HOST, or HOST=URL if its origin is elsewhere; options, each after a comma: ca=FILE, cert=FILE and key=FILE, allow=HOST:PORT (may be redirected to), auth=MODE (instead of --auth); repeatable; naming any replaces the list of public ones")

@@ -31,6 +31,10 @@ each other who they are, or it takes nobody. Its certificate must be for the
 HOST or NAME by which the daemons reach it. Without, who reaches --listen may
 join any swarm.
 
+In Kubernetes the scheduler can issue the certificates of all nodes instead
+(--issuer-listen): each daemon asks with the token of its pod, and the name in
+its certificate is that of the node that the pod runs on.
+
 Every flag can also be set by an environment variable (--admin-listen is
 SHOAL_ADMIN_LISTEN) or in the YAML file of --config (admin-listen: ":4404"). A
 flag beats the environment, which beats the file.
@@ -70,6 +74,14 @@ also finds by itself; other settings need a restart.`,
 	f.StringVar(&cfg.TLSCert, "tls-cert", cfg.TLSCert, "PEM `FILE` with the scheduler's certificate, for mutual TLS with daemons; with --tls-key and --tls-ca")
 	f.StringVar(&cfg.TLSKey, "tls-key", cfg.TLSKey, "PEM `FILE` with its key")
 	f.StringVar(&cfg.TLSCA, "tls-ca", cfg.TLSCA, "PEM `FILE` with the CA that signs the certificates of all nodes and schedulers")
+	f.StringVar(&cfg.Issuer.Listen, "issuer-listen", cfg.Issuer.Listen, "`HOST:PORT` where nodes in Kubernetes get their certificates by the tokens of their pods (--tls-issuer); the scheduler issues its own, too, in place of --tls-cert, --tls-key and --tls-ca")
+	f.StringVar(&cfg.Issuer.CACert, "issuer-ca-cert", cfg.Issuer.CACert, "PEM `FILE` with the CA that issues; more certificates in it are trusted only")
+	f.StringVar(&cfg.Issuer.CAKey, "issuer-ca-key", cfg.Issuer.CAKey, "PEM `FILE` with its key")
+	f.StringArrayVar(&cfg.Issuer.Names, "issuer-name", cfg.Issuer.Names, "`NAME` or address by which nodes reach this scheduler, for its own certificate; repeatable")
+	f.StringArrayVar(&cfg.Issuer.Accounts, "issuer-service-account", cfg.Issuer.Accounts, "`NAMESPACE:NAME` of a service account whose pods get certificates, each one for the node that it is on; repeatable")
+	f.StringVar(&cfg.Issuer.Audience, "issuer-audience", cfg.Issuer.Audience, "`AUDIENCE` that tokens must be for")
+	f.DurationVar(&cfg.Issuer.Valid, "issuer-valid", cfg.Issuer.Valid, "`TIME` that a certificate is valid; it is renewed at half of it")
+	f.StringVar(&cfg.Issuer.AccountDir, "issuer-account-dir", cfg.Issuer.AccountDir, "`DIRECTORY` with token and ca.crt by which the scheduler asks the API server to review tokens")
 	f.StringVar(&cfg.JobStore, "job-store", cfg.JobStore, "where records of preheat jobs are kept: `FILE`, redis://HOST:PORT where several schedulers run, or memory (default a file, or memory where that cannot be)")
 	f.StringVar(&cfg.APITokenFile, "api-token-file", cfg.APITokenFile, "`FILE` with the token that the job API asks for; without, it serves this machine alone")
 	log.addFlags(f)

@@ -18,8 +18,8 @@ import (
 
 // Authority signs certificates.
 type Authority struct {
-	// File holds its own certificate.
-	File string
+	// File holds its own certificate, KeyFile its key.
+	File, KeyFile string
 
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
@@ -40,9 +40,13 @@ func NewAuthority(t testing.TB) *Authority {
 	check(t, err)
 	cert, err := x509.ParseCertificate(der)
 	check(t, err)
-	file := filepath.Join(t.TempDir(), "ca.pem")
-	write(t, file, "CERTIFICATE", der)
-	return &Authority{file, cert, key}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	check(t, err)
+	dir := t.TempDir()
+	a := &Authority{filepath.Join(dir, "ca.pem"), filepath.Join(dir, "ca.key"), cert, key}
+	write(t, a.File, "CERTIFICATE", der)
+	write(t, a.KeyFile, "PRIVATE KEY", secret)
+	return a
 }
 
 // Issue writes a certificate for DNS names and IP addresses, and its key, to

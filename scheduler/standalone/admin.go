@@ -58,6 +58,9 @@ func (s *Scheduler) metrics() *prometheus.Registry {
 		r.MustRegister(gauge("shoal_tls_certificate_expiry_timestamp_seconds", "When the certificate in use expires, in Unix time.",
 			nil, func() float64 { return float64(s.identity.Expires().Unix()) }))
 	}
+	if s.issuing != nil {
+		s.issuing.register(r)
+	}
 	return r
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/shoalproject/shoal/mtls"
+	"github.com/shoalproject/shoal/scheduler/issuer"
 )
 
 // Config is everything about one scheduler that can be chosen. Names in errors
@@ -25,6 +26,9 @@ type Config struct {
 	// TLSCert, TLSKey and TLSCA are PEM files for mutual TLS with daemons:
 	// all three, or none for plaintext.
 	TLSCert, TLSKey, TLSCA string
+	// Issuer says who gets certificates here; the scheduler then issues its
+	// own, too, and TLSCert, TLSKey and TLSCA are empty.
+	Issuer IssuerConfig
 	// JobStore is where records of preheat jobs are kept: memory, a file,
 	// redis://… for several schedulers, or DefaultJobStore.
 	JobStore string
@@ -47,7 +51,10 @@ func SocketNames() []string { return []string{"listen", "admin-listen"} }
 
 // DefaultConfig returns the configuration of a scheduler that was told nothing.
 func DefaultConfig() Config {
-	return Config{Listen: ":4402", AdminListen: "127.0.0.1:4404", JobStore: "memory"}
+	return Config{
+		Listen: ":4402", AdminListen: "127.0.0.1:4404", JobStore: "memory",
+		Issuer: IssuerConfig{Audience: "shoal-issuer", Valid: 24 * time.Hour, AccountDir: issuer.AccountDir},
+	}
 }
 
 // ConfigError says which setting is wrong.
@@ -67,6 +74,12 @@ func (c Config) check() (*mtls.Identity, error) {
 		if _, _, err := net.SplitHostPort(a.addr); err != nil {
 			return nil, &ConfigError{a.setting, fmt.Errorf("%q: want HOST:PORT", a.addr)}
 		}
+	}
+	if c.Issuer.Listen != "" {
+		return c.Issuer.check(c.TLSCert + c.TLSKey + c.TLSCA)
+	}
+	if c.Issuer.CACert+c.Issuer.CAKey != "" || len(c.Issuer.Names)+len(c.Issuer.Accounts) > 0 {
+		return nil, &ConfigError{"issuer-listen", errors.New("is missing: the other --issuer-… are for it")}
 	}
 	identity, err := mtls.Load(c.TLSCert, c.TLSKey, c.TLSCA)
 	if wrong := (*mtls.Error)(nil); errors.As(err, &wrong) {

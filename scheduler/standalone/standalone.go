@@ -32,6 +32,7 @@ type Scheduler struct {
 	records  jobstore.Store
 	jobs     *jobs.Manager
 	guard    *api.Guard
+	issuing  *issuing // nil without an issuer
 
 	daemons net.Listener
 	admin   net.Listener
@@ -79,6 +80,13 @@ func New(cfg Config) (_ *Scheduler, err error) {
 	if s.admin, err = cfg.listen("admin-listen", cfg.AdminListen); err != nil {
 		s.daemons.Close()
 		return nil, err
+	}
+	if cfg.Issuer.Listen != "" {
+		if s.issuing, err = newIssuing(cfg, identity); err != nil {
+			s.daemons.Close()
+			s.admin.Close()
+			return nil, err
+		}
 	}
 	return s, nil
 }
@@ -139,6 +147,9 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		swarms, ctx := errgroup.WithContext(ctx)
 		swarms.Go(func() error { return s.server.Run(ctx) })
 		swarms.Go(func() error { return s.jobs.Run(ctx) })
+		if s.issuing != nil {
+			swarms.Go(func() error { return s.issuing.run(ctx) })
+		}
 		swarms.Go(func() error {
 			return wire.Serve(ctx, s.daemons, cfg, func(ctx context.Context, c *wire.Conn) error {
 				return s.server.Serve(ctx, server.Remote{ID: c.ID, Names: c.Names, Seen: c.Seen}, c)
