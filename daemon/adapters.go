@@ -139,6 +139,12 @@ func (o mirrorOrigin) Pass(ctx context.Context, c mirror.Caller, repo registry.R
 
 func (mirrorOrigin) Unavailable(err error) bool { return origin.IsUnavailable(err) }
 
+// smallBlob is up to which size a blob is as small as a manifest, in bytes: a
+// config, most of all.
+const smallBlob = 1 << 20
+
+func small(req mirror.Request) bool { return req.Manifest || req.Size > 0 && req.Size <= smallBlob }
+
 // mirrorBlobs is the fetcher as package mirror wants it.
 type mirrorBlobs struct {
 	fetcher *fetch.Fetcher
@@ -158,6 +164,7 @@ func (b mirrorBlobs) Open(ctx context.Context, req mirror.Request) (mirror.Reade
 	r, err := b.fetcher.Open(ctx, fetch.Request{
 		Digest: req.Digest, Source: b.source(req), Offset: req.Offset, Proven: req.Proven,
 		Size: req.Size, AtHand: req.Body != nil, Whole: req.Whole, OpenEnd: req.OpenEnd,
+		MayPass: true, Small: small(req),
 	})
 	if errors.Is(err, fetch.ErrUnproven) {
 		return nil, mirror.ErrUnproven

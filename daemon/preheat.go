@@ -396,7 +396,7 @@ func (p *preheater) follow(ctx context.Context, t *task, caller mirror.Caller, r
 }
 
 func (p *preheater) followOnce(ctx context.Context, t *task, req mirror.Request, i int) error {
-	r, err := p.blobs.fetcher.Open(ctx, fetch.Request{Digest: req.Digest, Source: p.blobs.source(req), Proven: true, Whole: true, Size: req.Size})
+	r, err := p.blobs.fetcher.Open(ctx, fetch.Request{Digest: req.Digest, Source: p.blobs.source(req), Proven: true, Whole: true, Size: req.Size, Small: small(req)})
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,12 +18,16 @@ import (
 // Config bounds a Fetcher. Zero fields take the default.
 type Config struct {
 	Logger *slog.Logger
-	// Flights is how many blobs may be in flight at once; more wait up to
-	// Queue and then fail with ErrBusy. Each costs a few buffers of 128 KiB
-	// and some descriptors. Default 64.
+	// Flights is how many blobs may be in flight at once, and a quarter as many
+	// small ones beside them. Each registry has a fair share of them. Each
+	// costs a few buffers of 128 KiB and some descriptors. Default 64.
 	Flights int
-	// Queue is how long a blob waits to get into flight. Default 10 s: less
-	// than runtimes wait for headers.
+	// PassAfter is how long a request that may pass waits for a place before it
+	// is served past the store. Default 250 ms.
+	PassAfter time.Duration
+	// Queue is how long a request waits for a place, if it may not pass or its
+	// source did not open. Then it fails with ErrBusy. Default 10 s: less than
+	// runtimes wait for headers.
 	Queue time.Duration
 	// Workers is how many streams one blob may have from its origin. One
 	// fills it in order; the others serve readers that want bytes far ahead
@@ -63,14 +68,16 @@ const badBlobs = 1024
 type Fetcher struct {
 	cfg   Config
 	store Store
-	slots *semaphore.Weighted
-	ctx   context.Context // of all flights; ends with Close
-	stop  context.CancelFunc
-	wg    sync.WaitGroup
-	stats counters
-	bans  *bans
-	solo  *lru.Cache[digest.Digest, time.Time]
-	cut   *lru.Cache[digest.Digest, time.Time]
+	// large and small are the places of blobs in flight.
+	large, small *line
+	past         *semaphore.Weighted // readers served past the store
+	ctx          context.Context     // of all flights; ends with Close
+	stop         context.CancelFunc
+	wg           sync.WaitGroup
+	stats        counters
+	bans         *bans
+	solo         *lru.Cache[digest.Digest, time.Time]
+	cut          *lru.Cache[digest.Digest, time.Time]
 
 	mu sync.Mutex
 	// Guarded by mu:
@@ -111,13 +118,15 @@ type Stats struct {
 	Liars, PassedOn int64
 	// BadBlobs counts blobs that failed their digest.
 	BadBlobs int64
-	// PassedThrough counts blobs that the store could not take.
+	// PassedThrough counts blobs that the store could not take, and readers
+	// that were served past it for want of a place.
 	PassedThrough int64
 }
 
 // New returns a Fetcher over store. Close releases it.
 func New(store Store, cfg Config) *Fetcher {
 	setDefault(&cfg.Flights, 64)
+	setDefault(&cfg.PassAfter, 250*time.Millisecond)
 	setDefault(&cfg.Queue, 10*time.Second)
 	setDefault(&cfg.Workers, 4)
 	setDefault(&cfg.Linger, 3*time.Second)
@@ -141,7 +150,7 @@ func New(store Store, cfg Config) *Fetcher {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	return &Fetcher{
-		cfg: cfg, store: store, slots: semaphore.NewWeighted(int64(cfg.Flights)),
+		cfg: cfg, store: store, large: newLine(cfg.Flights), small: newLine(max(cfg.Flights/4, 1)), past: semaphore.NewWeighted(maxPast),
 		ctx: ctx, stop: stop, flights: make(map[digest.Digest]*flight), bad: bad, bans: newBans(), solo: solo, cut: cut,
 	}
 }
@@ -194,6 +203,12 @@ type Request struct {
 	Whole bool
 	// OpenEnd says that the reader of a range does not say where it will stop.
 	OpenEnd bool
+	// Small says that the blob is a manifest, or as small as one: it does not
+	// wait for those that are not.
+	Small bool
+	// MayPass says that the reader need not wait for the blob to be kept: it
+	// may be served past the store when too many blobs are in flight.
+	MayPass bool
 	// Proven says that the origin lets this caller have the blob. If it is
 	// not set, the caller's own source must open before Open returns.
 	Proven bool
@@ -227,6 +242,15 @@ func (f *Fetcher) Open(ctx context.Context, req Request) (*Reader, error) {
 			return nil, &BadBlobError{Digest: req.Digest, Source: req.Source.Key(), Err: errCutShort}
 		}
 		fl, src, err := f.board(ctx, req)
+		if errors.Is(err, errFull) {
+			r, err := f.openPast(ctx, req)
+			if err == nil || !req.Proven || ctx.Err() != nil {
+				return r, err
+			}
+			// The other nodes may have what the source does not give.
+			req.MayPass = false
+			continue
+		}
 		if errors.Is(err, errGone) {
 			select {
 			case <-fl.gone:
@@ -250,25 +274,40 @@ func (f *Fetcher) Open(ctx context.Context, req Request) (*Reader, error) {
 	return nil, fmt.Errorf("blob %s: %w", req.Digest, ErrBusy)
 }
 
-// board joins the flight of a blob, or starts one.
+// board joins the flight of a blob, or starts one. The error is errFull if there
+// is no place for one and the request may pass.
 func (f *Fetcher) board(ctx context.Context, req Request) (*flight, *boarded, error) {
 	fl, src, err := f.join(req)
 	if fl != nil || err != nil {
 		return fl, src, err
 	}
-	queue, cancel := context.WithTimeout(ctx, f.cfg.Queue)
+	places, registry := f.large, registryOf(req.Source)
+	if req.Small {
+		places = f.small
+	}
+	limit, full := f.cfg.Queue, ErrBusy
+	if req.MayPass {
+		limit, full = f.cfg.PassAfter, errFull
+	}
+	queue, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	if err := f.slots.Acquire(queue, 1); err != nil {
+	if err := places.enter(queue, registry); err != nil {
 		if ctx.Err() != nil {
 			return nil, nil, ctx.Err()
 		}
-		return nil, nil, fmt.Errorf("blob %s: %w", req.Digest, ErrBusy)
+		return nil, nil, fmt.Errorf("blob %s: %w", req.Digest, full)
 	}
-	fl, src, started, err := f.start(req)
+	fl, src, started, err := f.start(req, func() { places.leave(registry) })
 	if !started {
-		f.slots.Release(1)
+		places.leave(registry)
 	}
 	return fl, src, err
+}
+
+// registryOf is the registry that a source belongs to.
+func registryOf(s Source) string {
+	host, _, _ := strings.Cut(s.Origin(), "/")
+	return host
 }
 
 func (f *Fetcher) join(req Request) (*flight, *boarded, error) {
@@ -303,8 +342,8 @@ func (f *Fetcher) mayStart(req Request) error {
 }
 
 // start starts the flight of a blob, unless another request just did: then
-// it joins that one.
-func (f *Fetcher) start(req Request) (fl *flight, src *boarded, started bool, err error) {
+// it joins that one. The flight calls release when it is over.
+func (f *Fetcher) start(req Request, release func()) (fl *flight, src *boarded, started bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closed {
@@ -326,7 +365,7 @@ func (f *Fetcher) start(req Request) (fl *flight, src *boarded, started bool, er
 	f.flights[req.Digest] = fl
 	f.stats.starts.Add(1)
 	f.wg.Go(func() {
-		defer f.slots.Release(1)
+		defer release()
 		for again := fl; again != nil; {
 			again.run(ctx, req.Offset)
 			again, ctx = f.ended(again)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,6 +25,7 @@ type body struct {
 	rc      io.ReadCloser
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
+	leave   func() // called once, when it is closed
 	timer   *time.Timer
 	stall   time.Duration
 	stalled atomic.Bool
@@ -31,8 +33,8 @@ type body struct {
 	rate    *rate.Limiter // nil = no limit
 }
 
-func newBody(ctx context.Context, cancel context.CancelCauseFunc, rc io.ReadCloser, cfg *Config) *body {
-	b := &body{rc: rc, ctx: ctx, cancel: cancel, stall: cfg.StallTimeout, rate: cfg.Rate}
+func newBody(ctx context.Context, cancel context.CancelCauseFunc, leave func(), rc io.ReadCloser, cfg *Config) *body {
+	b := &body{rc: rc, ctx: ctx, cancel: cancel, leave: sync.OnceFunc(leave), stall: cfg.StallTimeout, rate: cfg.Rate}
 	b.timer = time.AfterFunc(b.stall, func() {
 		b.stalled.Store(true)
 		cancel(errStalled)
@@ -75,6 +77,7 @@ func (b *body) Close() error {
 	}
 	err := b.rc.Close()
 	b.cancel(nil)
+	b.leave()
 	return err
 }
 

@@ -40,6 +40,13 @@ func (q *call) String() string { return q.t.Repository.String() + ": " + q.what 
 // repo is the repository as the origin names it.
 func (q *call) repo() string { return path.Join(q.e.base.Path, q.t.Name) }
 
+func (q *call) purpose() purpose {
+	if q.method == http.MethodGet && strings.HasPrefix(q.path, "blobs/") {
+		return forBlob
+	}
+	return forAPI
+}
+
 func (q *call) request(ctx context.Context, authorization string) *http.Request {
 	u := q.e.base
 	u.Path, u.RawPath = "/v2/"+q.repo()+"/"+q.path, ""
@@ -104,7 +111,7 @@ func (q *call) exchange(ctx context.Context) (*http.Response, error) {
 			return nil, q.failed(ctx, err)
 		}
 	}
-	resp, away, err := q.e.follow(q.request(ctx, auth), forAPI)
+	resp, away, err := q.e.follow(q.request(ctx, auth), q.purpose())
 	if err == nil && ours && !away && mayChange(resp.StatusCode) {
 		status := resp.StatusCode
 		no := q.refusal(resp, away, auth)
@@ -164,7 +171,7 @@ func (q *call) answer(ctx context.Context, c challenge, no *failure, rejected st
 		case err != nil:
 			return nil, false, "", err
 		}
-		resp, away, err = q.e.follow(q.request(ctx, auth), forAPI)
+		resp, away, err = q.e.follow(q.request(ctx, auth), q.purpose())
 		if err != nil || away || !mayChange(resp.StatusCode) {
 			if err == nil {
 				q.e.auth.remember(q.t.Name, c, i)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/net/publicsuffix"
+	"golang.org/x/sync/semaphore"
 )
 
 // endpoint is one upstream: its address, the transports that lead there, and
@@ -30,8 +31,11 @@ type endpoint struct {
 	// own leads to server, other to the rest: it has no client certificate.
 	own, other *http.Transport
 	memory     dialMemory
-	gates      *gates
-	auth       *authenticator
+	// bulk are the requests for blobs that server may answer at once: some of
+	// its connections are kept for what is small.
+	bulk  *semaphore.Weighted
+	gates *gates
+	auth  *authenticator
 }
 
 // errRule is wrapped by the error of a request that a rule refused.
@@ -54,6 +58,7 @@ func newEndpoint(ctx context.Context, cfg *Config, ep Endpoint, background *sync
 		h = strings.ToLower(net.JoinHostPort(host, port))
 		e.exempt[h], e.allowed[h] = true, true
 	}
+	e.bulk = semaphore.NewWeighted(int64(max(cfg.MaxConnsPerHost-cfg.MaxConnsPerHost/8, 1)))
 	e.own, e.other = e.transport(ep, ep.ClientCert), e.transport(ep, nil)
 	e.auth = newAuthenticator(ctx, e, background)
 	return e, nil
@@ -110,6 +115,7 @@ type purpose int
 
 const (
 	forAPI   purpose = iota // the registry API
+	forBlob                 // the same, for a blob
 	forToken                // a token service
 )
 
@@ -121,7 +127,7 @@ func (e *endpoint) mayBear(p purpose, u *url.URL) bool {
 	if u.Scheme != "https" && u.Scheme != e.base.Scheme {
 		return false
 	}
-	if p == forAPI {
+	if p != forToken {
 		return u.Scheme == e.base.Scheme && hostPort(u) == e.server
 	}
 	return e.allowed[hostPort(u)] || related(e.base.Hostname(), u.Hostname())
@@ -176,11 +182,33 @@ func (e *endpoint) send(req *http.Request, p purpose) (*http.Response, error) {
 	if server == e.server {
 		t = e.own
 	}
+	leave := func() {}
+	if p == forBlob && server == e.server {
+		if err := e.enterBulk(ctx); err != nil {
+			cancel(nil)
+			return nil, err
+		}
+		leave = func() { e.bulk.Release(1) }
+	}
 	resp, err := t.RoundTrip(req.WithContext(ctx))
 	if err != nil {
+		leave()
 		cancel(nil)
 		return nil, err
 	}
-	resp.Body = newBody(ctx, cancel, resp.Body, e.cfg)
+	resp.Body = newBody(ctx, cancel, leave, resp.Body, e.cfg)
 	return resp, nil
+}
+
+// errBulk ends a request for a blob that waited for others to end.
+var errBulk = errors.New("as many blobs as its connections allow are under way from it, and none has ended")
+
+// enterBulk waits until a request for a blob may go, as long as for headers.
+func (e *endpoint) enterBulk(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, e.cfg.HeaderTimeout, errBulk)
+	defer cancel()
+	if e.bulk.Acquire(ctx, 1) != nil {
+		return context.Cause(ctx)
+	}
+	return nil
 }

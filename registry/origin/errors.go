@@ -111,6 +111,9 @@ func (q *call) failed(ctx context.Context, err error) error {
 	case errors.As(err, &op) && op.Op == "dial", errors.As(err, &dns):
 		f.down = true
 		verb = "the origin cannot be reached"
+	case errors.Is(err, errBulk):
+		f.down = true
+		verb = "the origin was not asked"
 	case errors.As(err, &timeout) && timeout.Timeout():
 		f.down = true
 	}

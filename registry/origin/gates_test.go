@@ -127,3 +127,28 @@ func TestServerIsLimited(t *testing.T) {
 		}
 	}
 }
+
+// Blobs that do not come leave connections for what is small.
+func TestBlobsLeaveConnectionsForManifests(t *testing.T) {
+	o := rt.New(t)
+	o.AddImage(repo, "latest")
+	d := o.AddBlob(repo, make([]byte, 1<<20))
+	release := make(chan struct{})
+	defer close(release)
+	o.Inject(rt.Order{Kind: rt.Blob}, rt.HangAfter(1, release))
+	c := newClient(t, o, func(c *Config) { c.MaxConnsPerHost, c.HeaderTimeout = 8, 200*time.Millisecond })
+	for range 7 {
+		s, err := c.Blob(t.Context(), target, d, 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+	}
+	if _, err := c.HeadManifest(t.Context(), target, "latest", nil); err != nil {
+		t.Errorf("a manifest waits for blobs: %v", err)
+	}
+	_, err := c.Blob(t.Context(), target, d, 0, -1)
+	if wantStatus(t, err, 503); !errors.Is(err, errBulk) {
+		t.Error(err)
+	}
+}
