@@ -129,7 +129,7 @@ func checkName(name string) error {
 	if !ok || !looksLikeHost(host) {
 		host, path = "", name
 	}
-	if host != "" && !hostPattern.MatchString(strings.ToLower(host)) {
+	if _, escaped := hostOfPathPrefix(host); host != "" && !escaped && !hostPattern.MatchString(strings.ToLower(host)) {
 		return bad("starts with something that is not a host")
 	}
 	if !namePattern.MatchString("x/" + path) {

@@ -24,6 +24,7 @@ func TestParsePath(t *testing.T) {
 		{"/v2/blobs/manifests/blobs/" + someSHA256, Path{Kind: Blobs, Name: "blobs/manifests", Digest: someSHA256}},
 		{"/v2/localhost:5000/x/tags/list", Path{Kind: Tags, Name: "localhost:5000/x"}},
 		{"/v2/[::1]:5000/x/tags/list", Path{Kind: Tags, Name: "[::1]:5000/x"}},
+		{"/v2/r.example.com_5000/x/tags/list", Path{Kind: Tags, Name: "r.example.com_5000/x"}},
 		{"/v2/ghcr.io/a/b/referrers/" + someSHA256, Path{Kind: Referrers, Name: "ghcr.io/a/b", Digest: someSHA256}},
 	} {
 		got, err := ParsePath(c.in)
@@ -61,6 +62,9 @@ func TestParsePathRefuses(t *testing.T) {
 		"/v2/a/blobs/md5:d41d8cd98f00b204e9800998ecf8427e":         400,
 		"/v2/a/blobs/" + someSHA256 + "0":                          400,
 		"/v2/a@b:5/x/manifests/latest":                             400,
+		"/v2/a.b_0/x/manifests/latest":                             400,
+		"/v2/a.b_65536/x/manifests/latest":                         400,
+		"/v2/a_b.c_5000/x/manifests/latest":                        400,
 		"/v2/user@host.io/x/manifests/latest":                      400,
 	} {
 		_, err := ParsePath(in)

@@ -7,6 +7,7 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -157,7 +158,8 @@ func (u *Upstreams) Hosts() []string {
 
 // Select finds the repository that a request means. The upstream is, in this
 // order: the ns parameter (containerd, BuildKit, Docker with the containerd
-// store), a host in front of the name (CRI-O, podman, skopeo), the default.
+// store), a host in front of the name (CRI-O, podman, skopeo), as it is or as
+// PathPrefix writes it, the default.
 // ns holds every value of the parameter that came.
 //
 // Errors are an *Error to answer the request with.
@@ -192,15 +194,55 @@ func (u *Upstreams) split(ns []string, name string) (host, rest string, err erro
 	default:
 		return "", "", &Error{Status: 400, Code: CodeNameInvalid, Message: "parameter ns is given more than once"}
 	}
-	if first, rest, ok := strings.Cut(name, "/"); ok && looksLikeHost(first) {
-		if host, err := ParseHost(first); err == nil {
-			return host, rest, nil
+	if first, rest, ok := strings.Cut(name, "/"); ok {
+		if escaped, ok := hostOfPathPrefix(first); ok {
+			// Without a dot it may be a repository as well: then it is a
+			// host if the host is allowed.
+			name, _, _ := strings.Cut(escaped, ":")
+			if _, allowed := u.byHost[escaped]; allowed || looksLikeHost(name) {
+				return escaped, rest, nil
+			}
+		}
+		if looksLikeHost(first) {
+			if host, err := ParseHost(first); err == nil {
+				return host, rest, nil
+			}
 		}
 	}
 	if u.fallback == "" {
 		return "", "", &Error{Status: 404, Code: CodeNameUnknown, Message: "the request names no registry and there is no default: set --default-registry"}
 	}
 	return u.fallback, name, nil
+}
+
+// PathPrefix returns a host as it stands in front of a repository name where
+// names may hold no colon, as in the mirrors of registries.conf: HOST:PORT is
+// HOST_PORT there. No host name holds an underscore, so it means nothing else.
+// An IPv6 address cannot be written so.
+func PathPrefix(host string) (string, error) {
+	if strings.ContainsAny(host, "[]") {
+		return "", fmt.Errorf("registry %s: an IPv6 address cannot stand in the path of an image name: give the registry a name in the DNS or in /etc/hosts", host)
+	}
+	return strings.Replace(host, ":", "_", 1), nil
+}
+
+// portPattern is a port as PathPrefix writes it, in canonical form.
+var portPattern = regexp.MustCompile(`^[1-9][0-9]{0,4}$`)
+
+// hostOfPathPrefix returns the host HOST:PORT that PathPrefix writes so.
+func hostOfPathPrefix(s string) (host string, ok bool) {
+	i := strings.LastIndexByte(s, '_')
+	if i < 1 || !portPattern.MatchString(s[i+1:]) {
+		return "", false
+	}
+	if port, err := strconv.ParseUint(s[i+1:], 10, 16); err != nil || port == 0 {
+		return "", false
+	}
+	if strings.ContainsAny(s[:i], ":_") {
+		return "", false
+	}
+	host, err := ParseHost(s[:i] + ":" + s[i+1:])
+	return host, err == nil
 }
 
 // looksLikeHost tells a host from the first component of a repository name,

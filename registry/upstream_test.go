@@ -5,6 +5,8 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+
+	"github.com/distribution/reference"
 )
 
 func TestParseUpstream(t *testing.T) {
@@ -81,6 +83,50 @@ func TestSelect(t *testing.T) {
 		}
 		if got, err := u.Select(ns, c.name); err != nil || got != want {
 			t.Errorf("Select(%q, %q) = %v, %v; want %v", c.ns, c.name, got, err, want)
+		}
+	}
+}
+
+// A host with a port in a path without colons is the same host.
+func TestPathPrefix(t *testing.T) {
+	u := upstreams(t, "docker.io", "docker.io", "ghcr.io", "localhost:5000", "127.0.0.1:5000", "r.example.com:443", "kind-registry:5000")
+	for _, host := range u.Hosts() {
+		prefix, err := PathPrefix(host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := reference.ParseNamed("127.0.0.1:4400/" + prefix + "/apps/x"); err != nil {
+			t.Errorf("%s as %s: %v", host, prefix, err)
+		}
+		p, err := ParsePath("/v2/" + prefix + "/apps/x/manifests/v1")
+		if err != nil {
+			t.Errorf("%s as %s: %v", host, prefix, err)
+		}
+		if got, err := u.Select(nil, p.Name); err != nil || got != (Repository{host, "apps/x"}) {
+			t.Errorf("Select of %s = %v, %v; want apps/x of %s", p.Name, got, err, host)
+		}
+	}
+	if got, err := PathPrefix("[::1]:5000"); err == nil {
+		t.Errorf("an IPv6 address becomes %q, which no image name can hold", got)
+	}
+	// What is no port is part of a repository's name, and so is what could be
+	// a host that is not allowed.
+	for _, name := range []string{"kind-registry_5001/x", "kind-registry_0500/x", "kind-registry_65536/x", "kind-registry_/x", "my_app/x", "my_app_5000/x", "kind-registry_5000"} {
+		want := name
+		if !strings.Contains(name, "/") {
+			want = "library/" + name
+		}
+		if got, err := u.Select(nil, name); err != nil || got != (Repository{"docker.io", want}) {
+			t.Errorf("Select(%q) = %v, %v; want it at docker.io", name, got, err)
+		}
+	}
+	// With ns the name is the repository's, whatever it looks like.
+	if got, err := u.Select([]string{"ghcr.io"}, "kind-registry_5000/x"); err != nil || got != (Repository{"ghcr.io", "kind-registry_5000/x"}) {
+		t.Errorf("with ns: %v, %v", got, err)
+	}
+	for _, name := range []string{"localhost_5001/x", "127.0.0.1_5001/x", "r.example.com_5000/x"} {
+		if got, err := u.Select(nil, name); !is4xx(err) {
+			t.Errorf("Select(%q) = %v, %v; want that the registry is not allowed", name, got, err)
 		}
 	}
 }

@@ -6,8 +6,12 @@ import (
 	"net/url"
 	"path"
 	"slices"
+	"strings"
 
+	"github.com/distribution/reference"
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/shoalproject/shoal/registry"
 )
 
 const (
@@ -113,6 +117,32 @@ func registryEntries(tree Tree, file string) (map[string]map[string]any, error) 
 	return entries, nil
 }
 
+// mirrorLocation returns where the mirror has the images of a registry, or of
+// some of its repositories. It is part of image names, in which only the mirror
+// itself may have a port.
+func mirrorLocation(mirror *url.URL, name string) (string, error) {
+	host, rest, deeper := strings.Cut(name, "/")
+	prefix, err := registry.PathPrefix(host)
+	if err != nil {
+		return "", err
+	}
+	location := mirror.Host + "/" + prefix
+	if deeper {
+		location += "/" + rest
+	}
+	return location, checkLocation(location)
+}
+
+// checkLocation returns why a location of registries.conf cannot be part of an
+// image name: containers/image then fails every pull of the registry, without
+// asking the next location.
+func checkLocation(location string) error {
+	if _, err := reference.ParseNamed(location + "/x/x"); err != nil {
+		return fmt.Errorf("location %q cannot be part of an image name: %w", location, err)
+	}
+	return nil
+}
+
 func renderRegistries(o Options, mirror *url.URL, entries map[string]map[string]any) ([]byte, error) {
 	out := []byte(ownFile)
 	for _, name := range o.Registries {
@@ -121,7 +151,11 @@ func renderRegistries(o Options, mirror *url.URL, entries map[string]map[string]
 			e = map[string]any{"location": name}
 		}
 		e["prefix"] = name
-		first := map[string]any{"location": mirror.Host + "/" + name}
+		location, err := mirrorLocation(mirror, name)
+		if err != nil {
+			return nil, err
+		}
+		first := map[string]any{"location": location}
 		if mirror.Scheme == "http" {
 			first["insecure"] = true
 		}

@@ -2,6 +2,7 @@ package runtimes
 
 import (
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"path"
@@ -136,8 +137,9 @@ func installed(tree Tree, runtime string, o Options) (list []string) {
 func inspectCRIO(tree Tree, o Options, in *Inspection) {
 	mirror, err := o.mirror()
 	var entries map[string]map[string]any
+	var files map[string]string
 	if err == nil {
-		entries, _, err = allRegistryEntries(tree, o, "")
+		entries, files, err = allRegistryEntries(tree, o, "")
 	}
 	if err != nil {
 		in.trap(checkConfig, "see the file named", "%v", err)
@@ -145,11 +147,13 @@ func inspectCRIO(tree Tree, o Options, in *Inspection) {
 	}
 	for name, e := range entries {
 		list, _ := e["mirror"].([]any)
-		if slices.ContainsFunc(list, func(m any) bool { t, _ := m.(map[string]any); return text(t, "location") == mirror.Host+"/"+name }) {
+		want, err := mirrorLocation(mirror, name)
+		if err == nil && slices.ContainsFunc(list, func(m any) bool { t, _ := m.(map[string]any); return text(t, "location") == want }) {
 			in.Registries = append(in.Registries, name)
 		}
 	}
 	slices.Sort(in.Registries)
+	in.checkLocations(entries, files)
 	for _, r := range o.Registries {
 		if !slices.Contains(in.Registries, r) {
 			in.trap(checkConfig, o.installing("--runtime crio", "--registry "+r), "the registries.conf in force does not name the mirror %s for %s", o.Mirror, r)
@@ -160,6 +164,29 @@ func inspectCRIO(tree Tree, o Options, in *Inspection) {
 		return
 	}
 	in.ok(checkConfig, "registries.conf names the mirror for %s", strings.Join(in.Registries, ", "))
+}
+
+// checkLocations looks at every location of the entries in force: one that
+// cannot be part of an image name fails each pull of the registry.
+func (in *Inspection) checkLocations(entries map[string]map[string]any, files map[string]string) {
+	for _, name := range slices.Sorted(maps.Keys(entries)) {
+		e := entries[name]
+		locations := []string{text(e, "location")}
+		list, _ := e["mirror"].([]any)
+		for _, m := range list {
+			t, _ := m.(map[string]any)
+			locations = append(locations, text(t, "location"))
+		}
+		for _, location := range locations {
+			if location == "" { // that of a wildcard: the image's own
+				continue
+			}
+			if err := checkLocation(location); err != nil {
+				in.trap(checkConfig, "correct the file; for the mirror, run \"shoal containerd install\" again, which writes HOST_PORT for HOST:PORT",
+					"%s: every pull of %s fails: %v", files[name], name, err)
+			}
+		}
+	}
 }
 
 func inspectContainerd(tree Tree, main string, o Options, in *Inspection) {

@@ -128,3 +128,24 @@ func TestParseRelease(t *testing.T) {
 		}
 	}
 }
+
+// A location that cannot be part of an image name fails every pull of the
+// registry, so it is found whoever wrote it, and an install writes none.
+func TestLocationsOfRegistriesConf(t *testing.T) {
+	d := lay(t, t.TempDir(), map[string]string{
+		"etc/containers/registries.conf": "[[registry]]\nlocation = \"localhost:5000\"\n[[registry.mirror]]\nlocation = \"127.0.0.1:4400/localhost:5000\"\n" +
+			"[[registry]]\nprefix = \"*.example.com\"\n[[registry]]\nlocation = \"10.0.0.1:5000/team\"\n[[registry]]\nlocation = \"[::1]:5000\"\n",
+	})
+	got := Inspect(d, CRIO, Options{Mirror: mirror}).traps()
+	if len(got) != 2 || !strings.Contains(got[0], `every pull of localhost:5000 fails: location "127.0.0.1:4400/localhost:5000"`) {
+		t.Errorf("the traps are %q", got)
+	}
+	install(t, d, CRIO, options("localhost:5000", "10.0.0.1:5000/team"))
+	in := Inspect(d, CRIO, Options{Mirror: mirror})
+	if !slices.Equal(in.Registries, []string{"10.0.0.1:5000/team", "localhost:5000"}) {
+		t.Errorf("after an install it asks the mirror for %q; traps: %q", in.Registries, in.traps())
+	}
+	if _, err := NewPlan(lay(t, t.TempDir(), nil), CRIO, options("[::1]:5000")); err == nil || !strings.Contains(err.Error(), "IPv6") {
+		t.Errorf("an install for an IPv6 address: %v", err)
+	}
+}

@@ -17,7 +17,7 @@ var may = map[string][]string{
 	"registry": nil,
 	"mtls":     nil,
 	"nodeinfo": nil,
-	"runtimes": nil,
+	"runtimes": {"registry"},
 	"doctor":   {"mtls", "nodeinfo", "runtimes"},
 	"systemd":  nil,
 	"attach":   nil,
