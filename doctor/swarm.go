@@ -87,7 +87,7 @@ func (e *examination) schedulers(ctx context.Context) {
 	if e.node.TLS != nil && e.node.TLS.Issuer != "" {
 		// Only the daemon has the certificate that schedulers want to see.
 		if !e.node.Connected {
-			e.add(Trap, name, "look into the daemon's log, which says why each second", "the daemon is not connected")
+			e.add(Trap, name, "look into the daemon's log for \"scheduler lost\", which says why", "the daemon is not connected")
 			return
 		}
 		e.add(OK, name, "", strings.Join(e.node.Schedulers, ", "))
@@ -114,7 +114,7 @@ func (e *examination) schedulers(ctx context.Context) {
 	switch {
 	case failed:
 	case !e.node.Connected:
-		e.add(Trap, name, "look into the daemon's log, which says why each second", "it answers here, and the daemon is not connected")
+		e.add(Trap, name, "look into the daemon's log for \"scheduler lost\", which says why", "it answers here, and the daemon is not connected")
 	default:
 		e.add(OK, name, "", strings.Join(e.node.Schedulers, ", "))
 	}

@@ -39,6 +39,10 @@ type Client struct {
 	reachable  atomic.Bool
 	joins      atomic.Int64 // len(joined)
 
+	// unresolved is when the log was last told of a name that does not
+	// resolve. It belongs to resolve's goroutine.
+	unresolved map[string]time.Time
+
 	// What follows belongs to Run's goroutine.
 	ctx     context.Context
 	group   *sync.WaitGroup
@@ -76,6 +80,7 @@ func New(cfg Config, consumer Consumer) (*Client, error) {
 		commands: make(chan scheduler.In, 64), events: make(chan event), targets: make(chan []Target),
 		deliveries: make(chan delivery), stopped: make(chan struct{}),
 		links: map[Target]*link{}, joined: map[scheduler.Digest]*membership{},
+		unresolved: map[string]time.Time{},
 	}
 	for _, s := range cfg.Schedulers {
 		p, err := parsePlace(s)
@@ -163,6 +168,7 @@ func (c *Client) Run(ctx context.Context) error {
 			c.held = c.held[1:]
 		case <-watch.C:
 			c.findSilent()
+			c.endOutages()
 		case <-first.C:
 			c.decided = true
 			c.settle()

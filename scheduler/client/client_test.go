@@ -1,9 +1,11 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -203,6 +205,69 @@ func TestRefused(t *testing.T) {
 		time.Sleep(time.Minute)
 		if n := attempts.Load(); n > 5 {
 			t.Errorf("%d attempts in a minute", n)
+		}
+	})
+}
+
+// The log of a day without its scheduler fits a screen or two, and says when it
+// is gone and when it is back.
+func TestLogOfLostScheduler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		f := newFakes()
+		f.set(f.down, "a:1", true)
+		_, stop := start(t, Config{Schedulers: []string{"a:1", "dns:///schedulers:1"}, Open: f.open, Log: slog.New(slog.NewTextHandler(&log, nil)),
+			Lookup: func(context.Context, string) ([]string, error) { return nil, errors.New("no such host") },
+		}, &listener{})
+		defer stop()
+		lines := func(what string) int { synctest.Wait(); return strings.Count(log.String(), what) }
+		time.Sleep(time.Hour + time.Second)
+		if lost, away, names := lines("scheduler lost"), lines("still away"), lines("not resolved"); lost != 1 || away < 10 || away > 12 || names < 10 || names > 13 {
+			t.Errorf("in an hour %d lines that it is lost, %d that it is away and %d of its name, want 1 and about 12", lost, away, names)
+		}
+		if !strings.Contains(log.String(), "for=55m") || !strings.Contains(log.String(), "tries=") {
+			t.Errorf("the log does not say for how long and how often it was tried:\n%s", log.String())
+		}
+		f.set(f.down, "a:1", false)
+		time.Sleep(10 * time.Second)
+		if n := lines("scheduler connected"); n != 1 {
+			t.Errorf("%d lines that it is back", n)
+		}
+		time.Sleep(time.Minute)
+		f.kill("a:1")
+		if n := lines("scheduler lost"); n != 2 {
+			t.Errorf("a second loss makes %d lines", n)
+		}
+	})
+}
+
+// A scheduler that takes connections and ends them at once fills no log either.
+func TestLogOfFlappingScheduler(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		f := newFakes()
+		stable := atomic.Bool{}
+		_, stop := start(t, Config{Schedulers: []string{"a:1"}, Log: slog.New(slog.NewTextHandler(&log, nil)),
+			Open: func(ctx context.Context, to Target, h scheduler.Hello) (Stream, error) {
+				s, err := f.open(ctx, to, h)
+				if !stable.Load() {
+					s.Close()
+				}
+				return s, err
+			},
+		}, &listener{})
+		defer stop()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := strings.Count(log.String(), "\n"); n > 20 {
+			t.Errorf("%d lines in an hour", n)
+		}
+		stable.Store(true)
+		before := strings.Count(log.String(), "scheduler connected")
+		time.Sleep(30 * time.Second)
+		synctest.Wait()
+		if n := strings.Count(log.String(), "scheduler connected") - before; n != 1 {
+			t.Errorf("%d lines that it is back:\n%s", n, log.String())
 		}
 	})
 }

@@ -127,7 +127,9 @@ func (l *listener) Reachable(ok bool) {
 // start runs a client until the returned function is called.
 func start(t *testing.T, cfg Config, l *listener) (*Client, func()) {
 	t.Helper()
-	cfg.Log = quiet
+	if cfg.Log == nil {
+		cfg.Log = quiet
+	}
 	c, err := New(cfg, l)
 	if err != nil {
 		t.Fatal(err)

@@ -18,7 +18,21 @@ type link struct {
 	cancel context.CancelFunc
 	conn   *conn // nil while not connected
 	tried  bool
+	outage *outage // nil while connected for good
 }
+
+// outage is what the log has been told of a scheduler that is away.
+type outage struct {
+	since time.Time
+	tries int
+	told  time.Time // when the last line was written
+	// flaps says that a connection did not last: the next one is told only
+	// when it has.
+	flaps bool
+}
+
+// tellAgain is how long a scheduler stays away between two lines in the log.
+const tellAgain = 5 * time.Minute
 
 // conn is one stream to a scheduler.
 type conn struct {
@@ -31,6 +45,7 @@ type conn struct {
 	// awaiting is when the first Join was sent after the scheduler had said
 	// something. It belongs to Run's goroutine.
 	awaiting time.Time
+	began    time.Time
 }
 
 // event is something that happened to a link: its stream is up, is down (err
@@ -90,7 +105,7 @@ func (c *Client) open(ctx context.Context, l *link) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	conn := &conn{stream: stream, queue: outbox.New[scheduler.In](c.cfg.Queue)}
+	conn := &conn{stream: stream, queue: outbox.New[scheduler.In](c.cfg.Queue), began: time.Now()}
 	conn.ctx, conn.end = context.WithCancelCause(ctx)
 	return conn, nil
 }
@@ -197,6 +212,53 @@ func pause(ctx context.Context, d time.Duration) bool {
 func (conn *conn) expectAnswer() {
 	if conn.awaiting.IsZero() {
 		conn.awaiting = time.Now()
+	}
+}
+
+// tellLost logs that a scheduler was lost, or cannot be reached: once, and then
+// every five minutes with the number of tries. A connection that does not last
+// ends no outage: the first such is told, with its end, and no other.
+func (c *Client) tellLost(l *link, err error) {
+	now := time.Now()
+	o := l.outage
+	if o == nil {
+		o = &outage{since: now}
+		l.outage = o
+	}
+	o.tries++
+	// A connection that did not last was told, if it was the first.
+	if undone := l.conn != nil && !o.flaps; undone || o.tries == 1 {
+		o.told, o.flaps = now, undone && o.tries > 1
+		c.log.Warn("scheduler lost", "scheduler", l.target.Addr, "error", err)
+		return
+	}
+	if now.Sub(o.told) < tellAgain {
+		c.log.Debug("scheduler still away", "scheduler", l.target.Addr, "tries", o.tries, "error", err)
+		return
+	}
+	o.told = now
+	c.log.Warn("scheduler still away", "scheduler", l.target.Addr, "for", now.Sub(o.since).Round(time.Second), "tries", o.tries, "error", err)
+}
+
+// tellConnected logs that a scheduler is connected, which ends its outage if
+// it lasts.
+func (c *Client) tellConnected(l *link) {
+	if o := l.outage; o == nil || !o.flaps {
+		c.log.Info("scheduler connected", "scheduler", l.target.Addr)
+	}
+}
+
+// endOutages ends the outage of each scheduler that has been connected for a
+// while.
+func (c *Client) endOutages() {
+	for _, l := range c.links {
+		if l.outage == nil || l.conn == nil || time.Since(l.conn.began) < stable {
+			continue
+		}
+		if l.outage.flaps {
+			c.log.Info("scheduler connected", "scheduler", l.target.Addr)
+		}
+		l.outage = nil
 	}
 }
 

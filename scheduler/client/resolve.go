@@ -54,9 +54,13 @@ func (c *Client) lookup(ctx context.Context, p place) []Target {
 	defer cancel()
 	addrs, err := c.cfg.Lookup(ctx, p.host)
 	if err != nil {
-		c.log.Warn("scheduler name not resolved", "name", p.host, "error", err)
+		if told, again := c.unresolved[p.host]; !again || time.Since(told) >= tellAgain {
+			c.unresolved[p.host] = time.Now()
+			c.log.Warn("scheduler name not resolved", "name", p.host, "error", err)
+		}
 		return nil
 	}
+	delete(c.unresolved, p.host)
 	var list []Target
 	for _, a := range addrs {
 		list = append(list, Target{Addr: net.JoinHostPort(a, p.port), ServerName: p.host})

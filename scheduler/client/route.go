@@ -45,7 +45,7 @@ func (c *Client) happened(e event) {
 	}
 	switch {
 	case e.err != nil:
-		c.log.Warn("scheduler lost", "scheduler", l.target.Addr, "error", e.err)
+		c.tellLost(l, e.err)
 		l.tried = true
 		lost := l.conn
 		l.conn = nil
@@ -57,7 +57,7 @@ func (c *Client) happened(e event) {
 			c.received(l, e.msgs)
 		}
 	default:
-		c.log.Info("scheduler connected", "scheduler", l.target.Addr)
+		c.tellConnected(l)
 		l.tried, l.conn = true, e.conn
 		c.settle()
 	}
