@@ -66,9 +66,16 @@ func render(t testing.TB, values map[string]any) []releaseutil.Manifest {
 	return manifests
 }
 
+// kubernetes is a cluster of a version.
+func kubernetes(version string) *chartutil.Capabilities {
+	caps := chartutil.DefaultCapabilities.Copy()
+	caps.KubeVersion = chartutil.KubeVersion{Version: version, Major: "1", Minor: strings.Split(version, ".")[1]}
+	return caps
+}
+
 func tryRender(c *chart.Chart, values map[string]any) ([]releaseutil.Manifest, error) {
 	release := chartutil.ReleaseOptions{Name: "shoal", Namespace: "shoal", Revision: 1, IsInstall: true}
-	all, err := chartutil.ToRenderValues(c, values, release, chartutil.DefaultCapabilities) // checks the schema
+	all, err := chartutil.ToRenderValues(c, values, release, kubernetes("v1.34.0")) // checks the schema
 	if err != nil {
 		return nil, err
 	}
@@ -135,18 +142,18 @@ func TestRender(t *testing.T) {
 }
 
 var wantKinds = map[string]string{
-	"default":      "DaemonSet Deployment NetworkPolicy PodDisruptionBudget Secret Service ServiceAccount",
-	"single":       "DaemonSet Secret ServiceAccount",
-	"cert-manager": "Certificate Certificate DaemonSet Deployment Issuer Issuer NetworkPolicy PodDisruptionBudget Service ServiceAccount",
-	"issuer":       "Certificate DaemonSet Deployment NetworkPolicy PodDisruptionBudget Service ServiceAccount",
-	"existing":     "DaemonSet Deployment NetworkPolicy PodDisruptionBudget Service ServiceAccount",
-	"plaintext":    "DaemonSet Deployment Service ServiceAccount",
-	"monitored":    "ConfigMap DaemonSet Deployment NetworkPolicy PodDisruptionBudget PodMonitor Secret Service ServiceAccount ServiceMonitor",
-	"k3s":          "DaemonSet Deployment NetworkPolicy PodDisruptionBudget Secret Service ServiceAccount",
-	"private":      "DaemonSet Deployment NetworkPolicy PodDisruptionBudget Secret Service ServiceAccount",
-	"ipv6":         "DaemonSet Deployment NetworkPolicy PodDisruptionBudget Secret Service ServiceAccount",
-	"external":     "DaemonSet Secret ServiceAccount",
-	"tuned":        "DaemonSet Deployment NetworkPolicy PodDisruptionBudget ResourceQuota Service ServiceAccount",
+	"default":      "ClusterRole ClusterRoleBinding ConfigMap DaemonSet Deployment NetworkPolicy PodDisruptionBudget Secret Service ServiceAccount ServiceAccount",
+	"single":       "DaemonSet ServiceAccount",
+	"cert-manager": "Certificate Certificate DaemonSet Deployment Issuer Issuer NetworkPolicy PodDisruptionBudget Service ServiceAccount ServiceAccount",
+	"issuer":       "Certificate DaemonSet Deployment NetworkPolicy PodDisruptionBudget Service ServiceAccount ServiceAccount",
+	"existing":     "DaemonSet Deployment NetworkPolicy PodDisruptionBudget Service ServiceAccount ServiceAccount",
+	"plaintext":    "DaemonSet Deployment Service ServiceAccount ServiceAccount",
+	"monitored":    "ClusterRole ClusterRoleBinding ConfigMap ConfigMap DaemonSet Deployment NetworkPolicy PodDisruptionBudget PodMonitor Secret Service ServiceAccount ServiceAccount ServiceMonitor",
+	"k3s":          "ClusterRole ClusterRoleBinding ConfigMap DaemonSet Deployment NetworkPolicy PodDisruptionBudget Secret Service ServiceAccount ServiceAccount",
+	"private":      "ClusterRole ClusterRoleBinding ConfigMap DaemonSet Deployment NetworkPolicy PodDisruptionBudget Secret Service ServiceAccount ServiceAccount",
+	"ipv6":         "ClusterRole ClusterRoleBinding ConfigMap DaemonSet Deployment NetworkPolicy PodDisruptionBudget Secret Service ServiceAccount ServiceAccount",
+	"external":     "DaemonSet ServiceAccount",
+	"tuned":        "ClusterRole ClusterRoleBinding DaemonSet Deployment NetworkPolicy PodDisruptionBudget ResourceQuota Service ServiceAccount ServiceAccount",
 }
 
 // What makes no sense is refused before it gets to a cluster.
@@ -165,6 +172,11 @@ func TestRefused(t *testing.T) {
 		"attach: {configPaths: []}":                     "configPaths",
 		"image: {digest: latest}":                       "digest",
 		"scheduler: {external: [shoal]}":                "external",
+		"scheduler: {external: ['a:4402']}":             "issuerURL",
+		"scheduler: {external: ['a:4402']}\ntls: {issuerURL: 'https://a:4405'}": "caConfigMap",
+		"tls: {lifetime: 1d}":               "lifetime",
+		"tls: {issuerURL: 'http://a:4405'}": "issuerURL",
+		"tls: {serviceAccounts: [shoal]}":   "serviceAccounts",
 	} {
 		var v map[string]any
 		if err := yaml.Unmarshal([]byte(values), &v); err != nil {
@@ -210,7 +222,7 @@ func TestPlainManifests(t *testing.T) {
 func TestNotes(t *testing.T) {
 	c := loadChart(t)
 	for _, set := range valueSets {
-		all, err := chartutil.ToRenderValues(c, readValues(t, "testdata/"+set+".yaml"), chartutil.ReleaseOptions{Name: "shoal", Namespace: "ns"}, chartutil.DefaultCapabilities)
+		all, err := chartutil.ToRenderValues(c, readValues(t, "testdata/"+set+".yaml"), chartutil.ReleaseOptions{Name: "shoal", Namespace: "ns"}, kubernetes("v1.34.0"))
 		if err != nil {
 			t.Fatal(err)
 		}

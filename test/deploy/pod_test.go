@@ -1,12 +1,14 @@
 package deploy
 
 import (
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	apps "k8s.io/api/apps/v1"
 	core "k8s.io/api/core/v1"
+	rbac "k8s.io/api/rbac/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
@@ -29,7 +31,21 @@ func checkObject(t *testing.T, object runtime.Object) {
 		checkSelects(t, "the DaemonSet", o.Spec.Selector.MatchLabels, o.Spec.Template.Labels)
 		checkPod(t, &o.Spec.Template.Spec)
 		checkDaemon(t, &o.Spec.Template.Spec)
+		if o.Spec.Template.Spec.ServiceAccountName != o.Name {
+			t.Errorf("the daemons' service account is %s", o.Spec.Template.Spec.ServiceAccountName)
+		}
+	case *rbac.ClusterRole:
+		if !reflect.DeepEqual(o.Rules, []rbac.PolicyRule{{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}}}) {
+			t.Errorf("rights: %+v", o.Rules)
+		}
+	case *rbac.ClusterRoleBinding:
+		if len(o.Subjects) != 1 || o.Subjects[0].Kind != "ServiceAccount" || !strings.HasSuffix(o.Subjects[0].Name, "-scheduler") || o.Subjects[0].Namespace != "shoal" {
+			t.Errorf("rights are for %+v", o.Subjects)
+		}
 	case *apps.Deployment:
+		if o.Spec.Template.Spec.ServiceAccountName != o.Name {
+			t.Errorf("the schedulers' service account is %s", o.Spec.Template.Spec.ServiceAccountName)
+		}
 		checkSelects(t, "the Deployment", o.Spec.Selector.MatchLabels, o.Spec.Template.Labels)
 		checkPod(t, &o.Spec.Template.Spec)
 		if o.Spec.Template.Spec.HostNetwork || !*o.Spec.Template.Spec.SecurityContext.RunAsNonRoot {
@@ -83,10 +99,6 @@ func checkPod(t *testing.T, pod *core.PodSpec) {
 			if !volumes[m.Name] {
 				t.Errorf("container %s mounts %s, which is no volume", c.Name, m.Name)
 			}
-		}
-		// The key that signs certificates is where they are signed, and nowhere else.
-		if c.Name != "certificate" && slices.ContainsFunc(c.VolumeMounts, func(m core.VolumeMount) bool { return m.Name == "ca" }) {
-			t.Errorf("container %s has the key of the CA", c.Name)
 		}
 		for _, arg := range c.Args {
 			for rest := arg; ; {

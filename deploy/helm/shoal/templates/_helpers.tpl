@@ -75,46 +75,50 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
+{{/* Whether this release runs schedulers, and whether there are any at all. A node
+without any is on its own: it listens for nobody and proves nothing. */}}
+{{- define "shoal.schedulers" -}}
+{{- if and .Values.scheduler.enabled (not .Values.scheduler.external) }}yes{{ end }}
+{{- end }}
+
+{{- define "shoal.swarm" -}}
+{{- if or .Values.scheduler.enabled .Values.scheduler.external }}yes{{ end }}
+{{- end }}
+
+{{- define "shoal.tlsMode" -}}
+{{- if include "shoal.swarm" . }}{{ .Values.tls.mode }}{{ else }}none{{ end }}
+{{- end }}
+
+{{/* Only schedulers mount this Secret: it has the key of the CA. */}}
 {{- define "shoal.caSecret" -}}
 {{ .Values.tls.caSecret | default (printf "%s-ca" (include "shoal.fullname" .)) }}
+{{- end }}
+
+{{/* What daemons know the CA by. It is no part of the Secret: whoever is root on a
+node can read all of a Secret that a pod of the node names. */}}
+{{- define "shoal.caConfigMap" -}}
+{{- if .Values.tls.caConfigMap }}{{ .Values.tls.caConfigMap }}
+{{- else if include "shoal.schedulers" . }}{{ include "shoal.caSecret" . }}
+{{- else }}{{ fail "tls.mode generated with scheduler.external needs tls.caConfigMap: a ConfigMap with the ca.crt of those schedulers" }}
+{{- end }}
+{{- end }}
+
+{{- define "shoal.issuerURL" -}}
+{{- if .Values.tls.issuerURL }}{{ .Values.tls.issuerURL }}
+{{- else if include "shoal.schedulers" . }}https://{{ include "shoal.schedulerHost" . }}:{{ .Values.scheduler.issuerPort }}
+{{- else }}{{ fail "tls.mode generated with scheduler.external needs tls.issuerURL, where those schedulers issue certificates, such as https://shoal-scheduler.shoal.svc.cluster.local:4405" }}
+{{- end }}
 {{- end }}
 
 {{- define "shoal.issuer" -}}
 {{- with .Values.tls.issuerRef }}{{ .name }}{{ else }}{{ include "shoal.fullname" $ }}-ca{{ end }}
 {{- end }}
 
+{{/* Flags for certificates that are files. */}}
 {{- define "shoal.tlsArgs" -}}
-{{- if ne .Values.tls.mode "none" }}
+{{- if has (include "shoal.tlsMode" .) (list "certManager" "existing") }}
 - --tls-cert=/tls/tls.crt
 - --tls-key=/tls/tls.key
 - --tls-ca=/tls/ca.crt
 {{- end }}
-{{- end }}
-
-{{/* The container that issues a pod's certificate; names are YAML. */}}
-{{- define "shoal.certificate" -}}
-- name: certificate
-  image: {{ include "shoal.image" .root }}
-  imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-  args:
-    - certificate
-    - --ca-cert=/ca/ca.crt
-    - --ca-key=/ca/ca.key
-    - --dir=/tls
-    - --valid=87600h
-    {{- .names | nindent 4 }}
-  env:
-    - name: NODE_NAME
-      valueFrom: {fieldRef: {fieldPath: spec.nodeName}}
-    - name: POD_IP
-      valueFrom: {fieldRef: {fieldPath: status.podIP}}
-  terminationMessagePolicy: FallbackToLogsOnError
-  securityContext:
-    {{- include "shoal.confined" .root | nindent 4 }}
-  resources:
-    requests: {cpu: 10m, memory: 16Mi}
-    limits: {memory: 64Mi}
-  volumeMounts:
-    - {name: ca, mountPath: /ca, readOnly: true}
-    - {name: tls, mountPath: /tls}
 {{- end }}
