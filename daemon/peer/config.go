@@ -25,11 +25,20 @@ type Config struct {
 	// Finder finds blobs that no Swarm is open for. Default: there are none.
 	Finder Finder
 
-	// Conns is how many connections there may be, PerHost how many to and
-	// from one IP address. A connection costs two goroutines, a few KiB, and
-	// up to two descriptors. A pair of nodes has one for each blob that they
-	// exchange. Defaults 1024 and 128.
-	Conns, PerHost int
+	// Conns is how many connections there may be, PerParty how many to and
+	// from one party: the name in a certificate, or without TLS one IPv4
+	// address or 64 bits of IPv6. When all are taken, one of the party that
+	// has most makes room for a party that has fewer. A connection costs two
+	// goroutines, a few KiB, and up to two descriptors. A pair of nodes has
+	// one for each blob that they exchange. Defaults 1024 and 128.
+	Conns, PerParty int
+	// Strangers is how many connections there may be whose peer has not
+	// finished its handshake, with TLS that of TLS first; StrangersPerNet how
+	// many from one IPv4 address or 64 bits of IPv6. They count apart from
+	// Conns. Beyond, the oldest is closed, so that who is quick gets in
+	// whatever others do. Defaults 128 and 32: as many nodes as may be behind
+	// one address, or blobs that one node may turn to this one for at once.
+	Strangers, StrangersPerNet int
 	// Slots is how many connections are uploaded to at once, until SetSlots
 	// says otherwise. Few let a receiver have whole pieces soon, and pass
 	// them on; but receivers that get much from others leave this link
@@ -52,6 +61,9 @@ type Config struct {
 	// more than four gain nothing over loopback. Default 16.
 	Queue int
 
+	// StrangerTimeout is for a peer that dials to finish its handshake, and
+	// with TLS that of TLS. Default 2 s.
+	StrangerTimeout time.Duration
 	// HandshakeTimeout is for all that comes before the first piece is
 	// claimed: TLS, both handshakes. Default 5 s.
 	HandshakeTimeout time.Duration
@@ -73,6 +85,9 @@ type Config struct {
 	// the next in line, so that receivers that stall cost nobody but
 	// themselves. Default 1 s.
 	Lend time.Duration
+	// Keep is how long a slot that was granted is kept for a peer that does
+	// not ask. Default 500 ms: the longest round trip, and time to decide.
+	Keep time.Duration
 
 	// Upload and Download limit payload, in bytes per second. Their burst
 	// should be at least 64 KiB. Default: no limit.
@@ -94,17 +109,21 @@ const (
 func (c *Config) setDefaults() {
 	def(&c.ID, NewID())
 	def(&c.Conns, 1024)
-	def(&c.PerHost, 128)
+	def(&c.PerParty, 128)
+	def(&c.Strangers, 128)
+	def(&c.StrangersPerNet, 32)
 	def(&c.Slots, 8)
 	def(&c.Turn, 4<<20)
 	def(&c.Block, 512<<10)
 	def(&c.Queue, 16)
+	def(&c.StrangerTimeout, 2*time.Second)
 	def(&c.HandshakeTimeout, 5*time.Second)
 	def(&c.MessageTimeout, 10*time.Second)
 	def(&c.KeepAlive, 30*time.Second)
 	def(&c.WriteTimeout, 30*time.Second)
 	def(&c.CancelTimeout, time.Minute)
 	def(&c.Lend, time.Second)
+	def(&c.Keep, 500*time.Millisecond)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -122,10 +141,12 @@ func (c *Config) validate() error {
 		name  string
 		value int64
 	}{
-		{"Conns", int64(c.Conns)}, {"PerHost", int64(c.PerHost)}, {"Slots", int64(c.Slots)}, {"Turn", c.Turn},
+		{"Conns", int64(c.Conns)}, {"PerParty", int64(c.PerParty)},
+		{"Strangers", int64(c.Strangers)}, {"StrangersPerNet", int64(c.StrangersPerNet)}, {"StrangerTimeout", int64(c.StrangerTimeout)},
+		{"Slots", int64(c.Slots)}, {"Turn", c.Turn},
 		{"Queue", int64(c.Queue)}, {"HandshakeTimeout", int64(c.HandshakeTimeout)},
 		{"MessageTimeout", int64(c.MessageTimeout)}, {"KeepAlive", int64(c.KeepAlive)},
-		{"WriteTimeout", int64(c.WriteTimeout)}, {"CancelTimeout", int64(c.CancelTimeout)}, {"Lend", int64(c.Lend)},
+		{"WriteTimeout", int64(c.WriteTimeout)}, {"CancelTimeout", int64(c.CancelTimeout)}, {"Lend", int64(c.Lend)}, {"Keep", int64(c.Keep)},
 	} {
 		if n.value <= 0 {
 			return fmt.Errorf("peer: %s is %d, must be positive", n.name, n.value)

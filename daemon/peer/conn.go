@@ -11,7 +11,6 @@ import (
 	"time"
 
 	pp "github.com/anacrolix/torrent/peer_protocol"
-	"golang.org/x/time/rate"
 
 	"github.com/shoalproject/shoal/piece"
 )
@@ -29,6 +28,7 @@ type Conn struct {
 	nc       net.Conn
 	id       ID
 	name     string
+	party    *party // shared with the peer's other connections
 	incoming bool
 	began    time.Time
 	ctx      context.Context // ends with Close
@@ -36,7 +36,7 @@ type Conn struct {
 	opened   chan struct{} // closed when Handler.Opened has returned
 	gone     chan struct{} // closed when both goroutines have ended
 	wake     chan struct{} // tells the writer that there may be work
-	messages *rate.Limiter // what the peer may send but payload
+	left     int           // messages that the peer may send before they count for its party; the reader's own
 	lend     *time.Timer   // calls lendSlot
 	keep     *time.Timer   // calls drained, after a slot was granted
 
@@ -60,7 +60,9 @@ type Conn struct {
 	uploads []block // asked for and not begun
 	sending bool    // a block is being sent, since sendBegan
 	lending bool    // lend is set
-	served  int64   // bytes since it got its slot
+	served  int64   // bytes since it got its slot, at
+	slotAt  time.Time
+	limited time.Duration // of that time it was held back by the upload limit
 
 	sendBegan time.Time
 
@@ -79,11 +81,11 @@ type Conn struct {
 func newConn(s *Swarm, raw, nc net.Conn, id ID, name string, incoming bool) *Conn {
 	n := s.layout.Count()
 	c := &Conn{
-		e: s.e, s: s, raw: raw, nc: nc, id: id, name: name, incoming: incoming, began: time.Now(),
+		e: s.e, s: s, raw: raw, nc: nc, id: id, name: name, party: s.e.partyOf(name, raw.RemoteAddr()), incoming: incoming, began: time.Now(),
 		opened: make(chan struct{}), gone: make(chan struct{}), wake: make(chan struct{}, 1),
-		// Beyond what an honest peer with every piece has to say, a
-		// thousand messages a second.
-		messages: rate.NewLimiter(1000, 4096+4*n),
+		// What an honest peer has to say of each piece: that it has it, what
+		// it hashes to, that it lost it or cannot send it.
+		left: 1024 + 4*n,
 		// Every sum, and every block that may be rejected, twice over.
 		most: 64<<10 + 80*n,
 		has:  piece.NewSet(n), choked: true, transfers: make(map[int]*Transfer),
@@ -244,10 +246,14 @@ func (c *Conn) run() {
 func (c *Conn) finish() {
 	c.lend.Stop()
 	c.keep.Stop()
-	c.e.slots.leave(c).granted()
 	reason := c.reason()
 	c.mu.Lock()
+	served := c.served
+	c.mu.Unlock()
+	c.e.slots.leave(c, served).granted()
+	c.mu.Lock()
 	c.uploads = nil
+	c.dequeue()
 	failed := c.transfers
 	c.transfers = nil
 	c.mu.Unlock()
@@ -271,12 +277,29 @@ func (c *Conn) finish() {
 
 // put queues a message. The caller holds mu.
 func (c *Conn) put(m pp.Message) {
+	if c.closed {
+		return // nothing is written any more
+	}
+	before := c.out.Len()
 	// Neither an unknown type nor the buffer can make this fail.
 	_ = m.WriteTo(&c.out)
-	if c.out.Len() > c.most {
+	party, total := c.queue(c.out.Len() - before)
+	if c.out.Len() > c.most || party > partyQueue || total > totalQueue {
 		c.closeLocked(violation("peer does not read what it is sent"))
 	}
 	c.nudge()
+}
+
+// queue accounts for n bytes more, or fewer, that wait to be written.
+func (c *Conn) queue(n int) (party, total int64) {
+	return c.party.queued.Add(int64(n)), c.e.queued.Add(int64(n))
+}
+
+// dequeue throws away what waits to be written on a closed connection. The
+// caller holds mu.
+func (c *Conn) dequeue() {
+	c.queue(-c.out.Len())
+	c.out = bytes.Buffer{}
 }
 
 // nudge wakes the writer.

@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
 )
 
 // Endpoint is one node on the peer wire. It is safe for concurrent use.
@@ -20,12 +21,17 @@ type Endpoint struct {
 	stop  context.CancelFunc
 	wg    sync.WaitGroup // one for each connection, from accept or dial on
 
+	// queued is how many bytes wait to be written to all peers.
+	queued atomic.Int64
+	// parties are those of now and of lately, by name.
+	parties *lru.Cache[string, *party]
+
 	mu sync.Mutex
 	// Guarded by mu:
-	swarms map[InfoHash]*Swarm
-	conns  int                // accepted or dialed, and not gone
-	hosts  map[netip.Addr]int // conns by address
-	closed bool
+	swarms    map[InfoHash]*Swarm
+	conns     *budget // dialed, or accepted from peers that have proved who they are
+	strangers *budget // accepted, and nothing proved yet
+	closed    bool
 }
 
 type counters struct {
@@ -40,15 +46,17 @@ type Stats struct {
 	// of Downloaded that came after their transfer was over.
 	Uploaded, Downloaded, Wasted int64
 	// Accepted and Dialed count connections that got through their
-	// handshake, TurnedAway those that were over a limit.
+	// handshake, TurnedAway those that were over a limit, or were closed to
+	// make room for another.
 	Accepted, Dialed, TurnedAway int64
 	// Violations counts connections closed for what the peer sent or failed
 	// to send.
 	Violations int64
 	// Rejected counts requests that were answered with a REJECT.
 	Rejected int64
-	// Conns and Swarms are how many there are now.
-	Conns, Swarms int64
+	// Conns and Swarms are how many there are now, Strangers the connections
+	// on which the peer has not finished its handshake.
+	Conns, Swarms, Strangers int64
 }
 
 // New returns an Endpoint. Close releases it.
@@ -57,10 +65,15 @@ func New(cfg Config) (*Endpoint, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	parties, err := lru.New[string, *party](maxParties)
+	if err != nil {
+		return nil, err
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	return &Endpoint{
-		cfg: cfg, slots: newSlots(cfg.Slots), ctx: ctx, stop: stop,
-		swarms: make(map[InfoHash]*Swarm), hosts: make(map[netip.Addr]int),
+		cfg: cfg, slots: newSlots(cfg.Slots), ctx: ctx, stop: stop, parties: parties,
+		swarms: make(map[InfoHash]*Swarm),
+		conns:  newBudget(cfg.Conns, cfg.PerParty), strangers: newBudget(cfg.Strangers, cfg.StrangersPerNet),
 	}, nil
 }
 
@@ -70,13 +83,13 @@ func (e *Endpoint) ID() ID { return e.cfg.ID }
 // Stats returns what the Endpoint has done so far.
 func (e *Endpoint) Stats() Stats {
 	e.mu.Lock()
-	conns, swarms := e.conns, len(e.swarms)
+	conns, swarms, strangers := e.conns.total, len(e.swarms), e.strangers.total
 	e.mu.Unlock()
 	return Stats{
 		Uploaded: e.stats.up.Load(), Downloaded: e.stats.down.Load(), Wasted: e.stats.wasted.Load(),
 		Accepted: e.stats.accepted.Load(), Dialed: e.stats.dialed.Load(), TurnedAway: e.stats.turnedAway.Load(),
 		Violations: e.stats.kicks.Load(), Rejected: e.stats.rejected.Load(),
-		Conns: int64(conns), Swarms: int64(swarms),
+		Conns: int64(conns), Swarms: int64(swarms), Strangers: int64(strangers),
 	}
 }
 
@@ -113,16 +126,7 @@ func (e *Endpoint) Serve(ctx context.Context, l net.Listener) error {
 			continue
 		}
 		pause = 0
-		host := addrOf(nc.RemoteAddr())
-		if err := e.enter(host); err != nil {
-			e.cfg.Logger.Debug("peer turned away", "peer", nc.RemoteAddr(), "err", err)
-			nc.Close()
-			continue
-		}
-		go func() {
-			defer e.exit(host)
-			e.welcome(nc)
-		}()
+		e.accept(nc)
 	}
 }
 
@@ -151,43 +155,88 @@ func (e *Endpoint) Close() {
 	e.wg.Wait()
 }
 
-// addrOf returns the IP address of a peer. That of what is no TCP address is
-// the zero Addr, and such connections count as from one host.
-func addrOf(a net.Addr) netip.Addr {
-	if tcp, ok := a.(*net.TCPAddr); ok {
-		return tcp.AddrPort().Addr().Unmap()
+// accept runs a connection that a peer opened, in a goroutine of its own. It
+// counts as a stranger until the peer has proved who it is.
+func (e *Endpoint) accept(nc net.Conn) {
+	t := &ticket{party: networkOf(addrOf(nc.RemoteAddr())), accepted: true, evict: func(error) { nc.Close() }}
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		nc.Close()
+		return
 	}
-	return netip.Addr{}
+	out := e.strangers.admitOldest(t)
+	e.wg.Add(1)
+	e.mu.Unlock()
+	e.evict(out)
+	go func() {
+		defer e.wg.Done()
+		e.welcome(nc, t)
+	}()
 }
 
-// enter counts a connection in, unless there are too many.
-func (e *Endpoint) enter(host netip.Addr) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	switch {
-	case e.closed:
-		return ErrClosed
-	case e.conns >= e.cfg.Conns:
-		e.stats.turnedAway.Add(1)
-		return fmt.Errorf("%w: %d", ErrTooMany, e.conns)
-	case e.hosts[host] >= e.cfg.PerHost:
-		e.stats.turnedAway.Add(1)
-		return fmt.Errorf("%w: %d with %s", ErrTooMany, e.hosts[host], host)
+// evict closes the connection that had to make room, if one had to.
+func (e *Endpoint) evict(out *ticket) {
+	if out == nil {
+		return
 	}
-	e.conns++
-	e.hosts[host]++
-	e.wg.Add(1)
+	e.stats.turnedAway.Add(1)
+	e.cfg.Logger.Debug("closing a peer's connection to make room", "party", out.party)
+	out.evict(errEvicted)
+}
+
+// errEvicted ends a connection whose place is needed for a peer with fewer.
+var errEvicted = errors.New("peer: closed to make room for a peer that has fewer connections")
+
+// enter counts a connection in, unless there are too many. After exit it is
+// gone.
+func (e *Endpoint) enter(t *ticket) error {
+	e.mu.Lock()
+	if e.closed {
+		e.mu.Unlock()
+		return ErrClosed
+	}
+	out, err := e.conns.admit(t)
+	if err == nil {
+		e.wg.Add(1)
+	}
+	e.mu.Unlock()
+	if err != nil {
+		e.stats.turnedAway.Add(1)
+		return err
+	}
+	e.evict(out)
 	return nil
 }
 
-func (e *Endpoint) exit(host netip.Addr) {
+// promote gives back the place of a stranger that is none any more.
+func (e *Endpoint) promote(t *ticket) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.conns--
-	if e.hosts[host]--; e.hosts[host] == 0 {
-		delete(e.hosts, host)
-	}
+	e.strangers.remove(t)
+}
+
+func (e *Endpoint) exit(t *ticket) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.conns.remove(t)
 	e.wg.Done()
+}
+
+// partyOf returns what the connections of one identity share: that of the name
+// that a certificate proves, or without one that of the address.
+func (e *Endpoint) partyOf(name string, a net.Addr) *party {
+	if name == "" {
+		name = networkOf(addrOf(a))
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p, ok := e.parties.Get(name)
+	if !ok {
+		p = newParty(name)
+		e.parties.Add(name, p)
+	}
+	return p
 }
 
 // ErrTooMany says that a limit on connections was reached.
@@ -229,14 +278,17 @@ func (e *Endpoint) lookup(h InfoHash) (*Swarm, error) {
 
 var errUnknown = errors.New("peer: no such blob here")
 
-// welcome runs a connection that was accepted.
-func (e *Endpoint) welcome(nc net.Conn) {
-	c, err := e.receive(nc)
+// welcome runs a connection that was accepted. t is its place among the
+// strangers.
+func (e *Endpoint) welcome(nc net.Conn, t *ticket) {
+	c, place, err := e.receive(nc, t)
 	if err != nil {
+		e.promote(t)
 		nc.Close()
 		e.cfg.Logger.Debug("peer not let in", "peer", nc.RemoteAddr(), "err", err)
 		return
 	}
+	defer e.exit(place)
 	e.stats.accepted.Add(1)
 	c.run()
 }
@@ -267,20 +319,23 @@ func (s *Swarm) Dial(ctx context.Context, addr, name string) (*Conn, error) {
 
 // dialed introduces this node on a connection that it opened.
 func (s *Swarm) dialed(ctx context.Context, nc net.Conn, name string) (*Conn, error) {
-	from := addrOf(nc.RemoteAddr())
-	if err := s.e.enter(from); err != nil {
+	place := &ticket{party: name}
+	if s.e.cfg.TLS == nil {
+		place.party = networkOf(addrOf(nc.RemoteAddr()))
+	}
+	if err := s.e.enter(place); err != nil {
 		nc.Close()
 		return nil, err
 	}
 	c, err := s.introduce(ctx, nc, name)
 	if err != nil {
 		nc.Close()
-		s.e.exit(from)
+		s.e.exit(place)
 		return nil, fmt.Errorf("peer: dialing %s: %w", nc.RemoteAddr(), err)
 	}
 	s.e.stats.dialed.Add(1)
 	go func() {
-		defer s.e.exit(from)
+		defer s.e.exit(place)
 		c.run()
 	}()
 	select {

@@ -39,13 +39,7 @@ func play(t *testing.T, src *content, polite int, b []byte) {
 		t.Fatal(err)
 	}
 	near, far := net.Pipe()
-	if err := e.enter(addrOf(near.RemoteAddr())); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		defer e.exit(addrOf(near.RemoteAddr()))
-		e.welcome(near)
-	}()
+	e.accept(near)
 	drained := make(chan struct{})
 	go func() {
 		defer close(drained)
@@ -65,8 +59,8 @@ func play(t *testing.T, src *content, polite int, b []byte) {
 	if len(e.slots.owners) != 0 || len(e.slots.line) != 0 {
 		t.Errorf("%d slots owned, %d in line", len(e.slots.owners), len(e.slots.line))
 	}
-	if st := e.Stats(); st.Conns != 0 || len(e.hosts) != 0 {
-		t.Errorf("left behind: %+v, %v", st, e.hosts)
+	if st := e.Stats(); st.Conns != 0 || st.Strangers != 0 || e.queued.Load() != 0 {
+		t.Errorf("left behind: %+v, %d bytes queued", st, e.queued.Load())
 	}
 }
 
@@ -138,6 +132,29 @@ func message(kind, arg byte, src *content) []byte {
 		return frame(m.Type)
 	}
 	return b
+}
+
+// FuzzHello reads any handshake; what passes is the protocol's, and says the
+// same when it is sent again.
+func FuzzHello(f *testing.F) {
+	src := newContent(9)
+	f.Add(handshakeOf(InfoHashOf(src.digest), ID{9}))
+	f.Add([]byte("GET / HTTP/1.1\r\nHost: example\r\n\r\n"))
+	f.Add([]byte(pp.Protocol))
+	f.Add(append([]byte(pp.Protocol), make([]byte, 48)...)) // no extensions
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := readHello(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		again := handshakeOf(h.hash, h.id)
+		if !bytes.Equal(again[:20], b[:20]) || !bytes.Equal(again[28:], b[28:handshakeLength]) {
+			t.Errorf("%x was read as %x", b[:handshakeLength], again)
+		}
+		if bits := pp.PeerExtensionBits(b[20:28]); !bits.SupportsFast() || !bits.SupportsExtended() {
+			t.Errorf("passed without the extensions: %x", b[20:28])
+		}
+	})
 }
 
 // FuzzIntroduction decodes any extension handshake; what passes is within

@@ -65,12 +65,12 @@ func readHello(r io.Reader) (h hello, err error) {
 }
 
 // receive answers the handshake of a peer that dialed, and lets it into the
-// swarm it asks for.
-func (e *Endpoint) receive(nc net.Conn) (c *Conn, err error) {
+// swarm it asks for. t is its place among the strangers, place the one that it
+// gets for t.
+func (e *Endpoint) receive(nc net.Conn, t *ticket) (c *Conn, place *ticket, err error) {
 	stop := context.AfterFunc(e.ctx, func() { nc.Close() })
 	defer stop()
-	deadline := time.Now().Add(e.cfg.HandshakeTimeout)
-	nc.SetDeadline(deadline)
+	nc.SetDeadline(time.Now().Add(min(e.cfg.StrangerTimeout, e.cfg.HandshakeTimeout)))
 	defer func() { e.blame(err) }()
 	raw, name := nc, ""
 	tune(nc)
@@ -78,31 +78,39 @@ func (e *Endpoint) receive(nc net.Conn) (c *Conn, err error) {
 	if e.cfg.TLS != nil {
 		proof = tls.Server(nc, e.cfg.TLS)
 		if err := proof.Handshake(); err != nil {
-			return nil, &ViolationError{Reason: "TLS: " + err.Error()}
+			return nil, nil, &ViolationError{Reason: "TLS: " + err.Error()}
 		}
 		nc = proof
 	}
 	h, err := readHello(nc)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if h.id == e.cfg.ID {
-		return nil, errSelf
+		return nil, nil, errSelf
 	}
 	if proof != nil {
 		if name, err = provenName(proof, h.id); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	c, err = e.seat(h, raw, nc, name)
-	if err != nil {
-		return nil, err
+	if c, err = e.seat(h, raw, nc, name); err != nil {
+		return nil, nil, err
+	}
+	// Only now: without TLS nothing but the name of a blob that is here tells a
+	// peer from a stranger.
+	place = &ticket{party: c.party.name, accepted: true, evict: c.Close}
+	e.promote(t)
+	if err := e.enter(place); err != nil {
+		c.drop()
+		return nil, nil, err
 	}
 	if err := (hello{h.hash, e.cfg.ID}).send(nc, c.s.layout.Size()); err != nil {
 		c.drop()
-		return nil, fmt.Errorf("sending handshake: %w", err)
+		e.exit(place)
+		return nil, nil, fmt.Errorf("sending handshake: %w", err)
 	}
-	return c, nil
+	return c, place, nil
 }
 
 // seat lets a peer that dialed into the swarm that it asks for.
@@ -147,6 +155,9 @@ func (e *duplicateError) Error() string { return "peer: there is a connection to
 // drop undoes newConn and admit for a connection that does not get to run.
 func (c *Conn) drop() {
 	c.Close(ErrClosed)
+	c.mu.Lock()
+	c.dequeue()
+	c.mu.Unlock()
 	c.s.leave(c)
 	close(c.gone)
 }

@@ -303,20 +303,25 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
-// There are no more connections than allowed, from one host and altogether,
+// There are no more connections than allowed, from one party and altogether,
 // and room again when one ends. Floods leave an honest peer alone.
 func TestLimits(t *testing.T) {
-	for _, cfg := range []Config{{Conns: 3}, {PerHost: 3}} {
-		t.Run(fmt.Sprintf("%d of %d", cfg.PerHost, cfg.Conns), func(t *testing.T) {
+	for _, cfg := range []Config{{Conns: 3}, {PerParty: 3}} {
+		t.Run(fmt.Sprintf("%d of %d", cfg.PerParty, cfg.Conns), func(t *testing.T) {
 			src := newContent(1000)
 			e := newEndpoint(t, cfg)
 			addr := serve(t, e, "127.0.0.1")
 			open(t, e, src.blob(nil, src.all()...))
 			honest := dial(t, open(t, newEndpoint(t, Config{}), src.blob(nil)), addr, "")
 			idle := []*script{call(t, addr), call(t, addr)}
+			for _, s := range idle {
+				s.greet(src, pp.HaveNone)
+			}
 			waitFor(t, "the connections", func() bool { return e.Stats().Conns == 3 })
 			for range 100 {
-				call(t, addr).closed()
+				s := call(t, addr)
+				s.raw(handshakeOf(InfoHashOf(src.digest), NewID()))
+				s.closed()
 			}
 			if n := e.Stats().TurnedAway; n != 100 {
 				t.Errorf("%d turned away", n)

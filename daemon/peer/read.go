@@ -158,9 +158,12 @@ func (r *reader) checkLength(kind pp.MessageType, length uint32) error {
 	return nil
 }
 
-// charge accounts for n messages that the peer need not have sent.
+// charge accounts for n messages: first to what this peer may have to say of
+// the blob, then to what all connections of its party may say beyond.
 func (r *reader) charge(n int) error {
-	if !r.messages.AllowN(time.Now(), n) {
+	own := min(n, r.left)
+	r.left -= own
+	if n > own && !r.party.messages.AllowN(time.Now(), n-own) {
 		return violation("too many messages")
 	}
 	return nil
@@ -230,8 +233,9 @@ func (r *reader) request(b block) error {
 	if err := r.s.checkBlock(b); err != nil {
 		return err
 	}
-	// What is served is bounded by the socket; what is not, like all else.
-	if !r.asked(b) {
+	// What is served is bounded by the socket; what is not, like all else, and
+	// so are requests that cost more than they bring.
+	if !r.asked(b) || b.length < MinBlock {
 		return r.charge(1)
 	}
 	return nil

@@ -1,28 +1,42 @@
 package peer
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 )
 
-// slots says who may upload. A connection is idle, waits in line, or owns one
-// of a limited number of slots. Methods that free a slot return the connection
-// that got it, which must then be told by its granted method, with no lock
-// held.
+// slots says which connections may be uploaded to. A connection is idle, waits
+// in line, or owns one of a limited number of slots. Slots are shared out among
+// parties, not connections: one party may own all of them, but gives them up,
+// turn by turn, to parties that wait and own fewer. Methods that free a slot
+// return the connection that got it, which must then be told by its granted
+// method, with no lock held.
 type slots struct {
 	mu sync.Mutex
 	// Guarded by mu:
 	limit  int
 	owners map[*Conn]struct{} // more than limit for a while after it was lowered
 	line   []*Conn            // no owners, none twice
+	turns  int64              // slots given so far
 }
+
+const (
+	// little is what a slot must have moved, in bytes, to have been of use;
+	// idleTurns is how many turns a party waits longer whose slot was of none,
+	// and leastRate what a slot must move, in bytes per second, to be kept while
+	// others wait.
+	little    = 64 << 10
+	idleTurns = 16
+	leastRate = 64 << 10
+)
 
 func newSlots(limit int) *slots {
 	return &slots{limit: limit, owners: make(map[*Conn]struct{})}
 }
 
-// resize changes how many slots there are. Who owns one keeps it until its
-// turn ends.
+// resize changes how many slots there are. A connection that owns one keeps it
+// until its turn ends.
 func (s *slots) resize(limit int) (next []*Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -31,6 +45,14 @@ func (s *slots) resize(limit int) (next []*Conn) {
 		next = append(next, c)
 	}
 	return next
+}
+
+// owns reports whether c owns a slot.
+func (s *slots) owns(c *Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.owners[c]
+	return ok
 }
 
 // take reports whether c owns a slot, after giving it one if one is free.
@@ -43,8 +65,8 @@ func (s *slots) take(c *Conn) bool {
 	if len(s.owners) >= s.limit {
 		return false
 	}
-	s.owners[c] = struct{}{}
 	s.unlineLocked(c)
+	s.giveLocked(c)
 	return true
 }
 
@@ -60,41 +82,65 @@ func (s *slots) wait(c *Conn) (next *Conn) {
 	return s.passLocked()
 }
 
-// release ends c's ownership, if it has one.
-func (s *slots) release(c *Conn) (next *Conn) {
+// release ends c's ownership, if it has one. moved is what went out meanwhile,
+// in bytes.
+func (s *slots) release(c *Conn, moved int64) (next *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.owners[c]; !ok {
+	if !s.endLocked(c, moved) {
 		return nil
 	}
-	delete(s.owners, c)
 	return s.passLocked()
 }
 
-// yield is release if somebody waits, puts c at the end of the line, and
-// reports whether it did.
-func (s *slots) yield(c *Conn) (next *Conn, yielded bool) {
+// yield is release if somebody waits who has a better claim to the slot, puts c
+// at the end of the line, and reports whether it did. With any, whoever waits
+// has the better claim.
+func (s *slots) yield(c *Conn, moved int64, any bool) (next *Conn, yielded bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.owners[c]; !ok || len(s.line) == 0 {
 		return nil, false
 	}
-	delete(s.owners, c)
+	if first := s.line[s.firstLocked()].party; !any && first != c.party && first.owned >= c.party.owned {
+		return nil, false
+	}
+	s.endLocked(c, moved)
 	next = s.passLocked()
 	s.line = append(s.line, c)
 	return next, true
 }
 
 // leave takes c out altogether.
-func (s *slots) leave(c *Conn) (next *Conn) {
+func (s *slots) leave(c *Conn, moved int64) (next *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unlineLocked(c)
-	if _, ok := s.owners[c]; !ok {
+	if !s.endLocked(c, moved) {
 		return nil
 	}
-	delete(s.owners, c)
 	return s.passLocked()
+}
+
+// giveLocked makes c an owner.
+func (s *slots) giveLocked(c *Conn) {
+	s.owners[c] = struct{}{}
+	s.turns++
+	c.party.owned++
+	c.party.turn = max(c.party.turn, s.turns)
+}
+
+// endLocked ends c's ownership and reports whether it had one.
+func (s *slots) endLocked(c *Conn, moved int64) bool {
+	if _, ok := s.owners[c]; !ok {
+		return false
+	}
+	delete(s.owners, c)
+	c.party.owned--
+	if moved < little {
+		c.party.turn = max(c.party.turn, s.turns+idleTurns)
+	}
+	return true
 }
 
 // unline takes c out of the line.
@@ -110,21 +156,34 @@ func (s *slots) unlineLocked(c *Conn) {
 	}
 }
 
-// passLocked gives a slot that nobody owns, if there is one, to who in line has
-// least of its blob, of several the first. What counts is when the last has
-// everything.
+// passLocked gives a free slot, if there is one, to the first in line.
 func (s *slots) passLocked() *Conn {
 	if len(s.line) == 0 || len(s.owners) >= s.limit {
 		return nil
 	}
-	i := 0
-	for j, c := range s.line {
-		if c.share.Load() < s.line[i].share.Load() {
-			i = j
-		}
-	}
+	i := s.firstLocked()
 	next := s.line[i]
 	s.line = slices.Delete(s.line, i, i+1)
-	s.owners[next] = struct{}{}
+	s.giveLocked(next)
 	return next
+}
+
+// firstLocked returns the index in the line of the connection that is next: of
+// the party that owns the fewest slots, of several the one whose last turn is
+// longest ago; of that party's connections the one whose peer has least of its
+// blob, since what counts is when the last has everything; of several the one
+// that has waited longest.
+func (s *slots) firstLocked() int {
+	best := 0
+	for i, c := range s.line {
+		first := s.line[best]
+		if order := cmp.Or(
+			cmp.Compare(c.party.owned, first.party.owned),
+			cmp.Compare(c.party.turn, first.party.turn),
+			cmp.Compare(c.share.Load(), first.share.Load()),
+		); order < 0 {
+			best = i
+		}
+	}
+	return best
 }

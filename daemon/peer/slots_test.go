@@ -20,8 +20,9 @@ func TestSlotsModel(t *testing.T) {
 		most := rapid.IntRange(1, 3).Draw(t, "slots")
 		s := newSlots(most)
 		conns := make([]*Conn, 6)
+		parties := []*party{newParty("a"), newParty("b")}
 		for i := range conns {
-			conns[i] = new(Conn)
+			conns[i] = &Conn{party: parties[i%2]}
 		}
 		pick := func(t *rapid.T) *Conn { return rapid.SampledFrom(conns).Draw(t, "conn") }
 		told := func(t *rapid.T, c *Conn) {
@@ -37,10 +38,10 @@ func TestSlotsModel(t *testing.T) {
 				}
 			},
 			"wait":    func(t *rapid.T) { told(t, s.wait(pick(t))) },
-			"release": func(t *rapid.T) { told(t, s.release(pick(t))) },
+			"release": func(t *rapid.T) { told(t, s.release(pick(t), little)) },
 			"yield": func(t *rapid.T) {
 				c := pick(t)
-				next, yielded := s.yield(c)
+				next, yielded := s.yield(c, little, false)
 				told(t, next)
 				if yielded && next != c && has(s.owners, c) {
 					t.Fatal("who yielded still owns its slot")
@@ -55,7 +56,7 @@ func TestSlotsModel(t *testing.T) {
 			},
 			"leave": func(t *rapid.T) {
 				c := pick(t)
-				told(t, s.leave(c))
+				told(t, s.leave(c, little))
 				if has(s.owners, c) || slices.Contains(s.line, c) {
 					t.Fatal("who left is still there")
 				}
@@ -223,24 +224,24 @@ func TestGrantedAgain(t *testing.T) {
 	piped(t, Config{}, func(e *Endpoint, s *script, src *content, ev events) {
 		s.pipeGreet(src)
 		c := ev.await(t, "opened").conn
-		lend := e.cfg.Lend
+		keep := e.cfg.Keep
 		grant := func() {
 			e.slots.take(c)
 			c.granted()
 		}
 		grant()
-		time.Sleep(lend * 3 / 4) // of the bubble's clock, as all that follow
+		time.Sleep(keep * 3 / 4) // of the bubble's clock, as all that follow
 		c.drained()
 		if n := owners(e); n != 0 {
 			t.Fatalf("%d slots are owned by who asks for nothing", n)
 		}
 		grant()
-		time.Sleep(lend * 3 / 4)
+		time.Sleep(keep * 3 / 4)
 		synctest.Wait()
 		if owners(e) != 1 {
 			t.Error("slot was taken by the clock of the grant before")
 		}
-		time.Sleep(lend / 2)
+		time.Sleep(keep / 2)
 		synctest.Wait()
 		if owners(e) != 0 {
 			t.Error("slot is kept for who asks for nothing")
@@ -284,21 +285,22 @@ func TestUnneeded(t *testing.T) {
 // A slot goes to who has least of its blob, not to who has waited longest;
 // what a peer has counts however it said so.
 func TestSlotGoesToWhoHasLeast(t *testing.T) {
+	one := newParty("one")
 	with := func(m pp.Message) *Conn {
-		c := &Conn{has: piece.NewSet(4)}
+		c := &Conn{has: piece.NewSet(4), party: one}
 		if err := (&reader{Conn: c}).statement(&m); err != nil {
 			t.Fatal(err)
 		}
 		return c
 	}
-	s, owner := newSlots(1), &Conn{}
+	s, owner := newSlots(1), &Conn{party: one}
 	s.take(owner)
 	all, some, none := with(pp.Message{Type: pp.HaveAll}), with(pp.Message{Type: pp.Bitfield, Bitfield: []bool{true, true}}), with(pp.Message{Type: pp.HaveNone})
 	for _, c := range []*Conn{all, some, none} {
 		s.wait(c)
 	}
 	for i, want := range []*Conn{none, some, all} {
-		got := s.release(owner)
+		got := s.release(owner, little)
 		if got != want {
 			t.Fatalf("turn %d went to one that has %d thousandths", i, got.share.Load())
 		}

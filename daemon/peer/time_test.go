@@ -29,13 +29,7 @@ func piped(t *testing.T, cfg Config, f func(e *Endpoint, s *script, src *content
 		open(t, e, src.blob(ev, src.have(0)))
 		near, far := net.Pipe()
 		defer far.Close()
-		if err := e.enter(addrOf(near.RemoteAddr())); err != nil {
-			t.Fatal(err)
-		}
-		go func() {
-			defer e.exit(addrOf(near.RemoteAddr()))
-			e.welcome(near)
-		}()
+		e.accept(near)
 		f(e, newScript(t, far), src, ev)
 	})
 }

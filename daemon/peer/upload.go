@@ -41,6 +41,7 @@ func (c *Conn) asked(b block) bool {
 		c.mu.Unlock()
 		return false
 	}
+	owned := c.e.slots.owns(c)
 	if !c.e.slots.take(c) {
 		c.uploads = append(c.uploads, b)
 		c.refuse()
@@ -48,18 +49,37 @@ func (c *Conn) asked(b block) bool {
 		c.e.slots.wait(c).granted()
 		return false
 	}
+	if !owned {
+		c.beginTurn()
+	}
 	c.uploads = append(c.uploads, b)
 	c.nudge()
 	c.mu.Unlock()
 	return true
 }
 
-// refuse chokes the peer and rejects what it asked for. CHOKE comes first, so
-// that who learns of the REJECT knows that asking again is in vain. The
+// beginTurn notes that the peer has got a slot. The caller holds mu.
+func (c *Conn) beginTurn() { c.served, c.slotAt, c.limited = 0, time.Now(), 0 }
+
+// heldBack notes that a block waited for the upload limit.
+func (c *Conn) heldBack(d time.Duration) {
+	c.mu.Lock()
+	c.limited += d
+	c.mu.Unlock()
+}
+
+// useless reports that the slot moves so little that others should have it. The
 // caller holds mu.
+func (c *Conn) useless() bool {
+	had := time.Since(c.slotAt) - c.limited
+	return had > c.e.cfg.Lend && float64(c.served) < leastRate*had.Seconds()
+}
+
+// refuse chokes the peer and rejects what it asked for. CHOKE comes first, so
+// that a peer that learns of the REJECT knows not to ask again. The caller
+// holds mu.
 func (c *Conn) refuse() {
 	c.choking = true
-	c.served = 0
 	c.put(pp.Message{Type: pp.Choke})
 	for _, b := range c.uploads {
 		c.reject(b)
@@ -96,19 +116,19 @@ func (c *Conn) uninterested() {
 }
 
 // granted tells the peer that it has a slot. It loses it again if it does not
-// ask within Lend. A nil Conn is nobody to tell.
+// ask within Keep. A nil Conn is nobody to tell.
 func (c *Conn) granted() {
 	if c == nil {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.served = 0
+	c.beginTurn()
 	if c.choking {
 		c.choking = false
 		c.put(pp.Message{Type: pp.Unchoke})
 	}
-	c.keep.Reset(c.e.cfg.Lend)
+	c.keep.Reset(c.e.cfg.Keep)
 }
 
 // drained gives the slot up if the peer asks for nothing.
@@ -117,8 +137,7 @@ func (c *Conn) drained() {
 	idle := len(c.uploads) == 0 && !c.sending
 	var next *Conn
 	if idle {
-		c.served = 0
-		next = c.e.slots.release(c)
+		next = c.e.slots.release(c, c.served)
 	}
 	c.mu.Unlock()
 	next.granted()
@@ -139,7 +158,7 @@ func (c *Conn) lendSlot() {
 		c.lend.Reset(c.e.cfg.Lend)
 	default:
 		c.lending = false
-		next = c.e.slots.release(c)
+		next = c.e.slots.release(c, c.served)
 	}
 	c.mu.Unlock()
 	next.granted()
@@ -153,19 +172,23 @@ func (c *Conn) nextBlock(last int) (b block, ok bool) {
 		return b, false
 	}
 	b = c.uploads[0]
-	switch {
-	case c.served >= c.e.cfg.Turn && b.index != last:
-		if next, yielded := c.e.slots.yield(c); yielded {
+	if useless := c.useless(); useless || c.turnOver(b.index != last) {
+		if next, yielded := c.e.slots.yield(c, c.served, useless); yielded {
 			c.refuse()
 			c.mu.Unlock()
 			next.granted()
 			return block{}, false
 		}
-	case !c.e.slots.take(c): // it was lent
+	}
+	owned := c.e.slots.owns(c)
+	if !c.e.slots.take(c) { // it was lent
 		c.refuse()
 		c.mu.Unlock()
 		c.e.slots.wait(c).granted()
 		return block{}, false
+	}
+	if !owned {
+		c.beginTurn()
 	}
 	c.uploads = c.uploads[1:]
 	c.sending, c.sendBegan = true, time.Now()
@@ -175,6 +198,16 @@ func (c *Conn) nextBlock(last int) (b block, ok bool) {
 	}
 	c.mu.Unlock()
 	return b, true
+}
+
+// turnOver reports whether the peer has had its turn. A piece that was begun is
+// finished, but not over and over again. The caller holds mu.
+func (c *Conn) turnOver(between bool) bool {
+	turn := c.e.cfg.Turn
+	if !between {
+		turn += c.s.layout.Length()
+	}
+	return c.served >= turn
 }
 
 // sent accounts for a block that was sent.

@@ -23,6 +23,7 @@ const pieceHeader = 4 + 1 + 4 + 4
 type writer struct {
 	*Conn
 	buf    bytes.Buffer // being written
+	taken  int          // bytes of buf that count as queued
 	reader Reader       // nil if not open
 	last   int          // piece of the last block
 	until  time.Time    // the deadline that is set
@@ -32,6 +33,7 @@ type writer struct {
 func (c *Conn) write() error {
 	w := &writer{Conn: c, last: -1}
 	defer w.closeReader()
+	defer w.written()
 	for {
 		if err := w.takeOut(); err != nil {
 			return err
@@ -59,9 +61,17 @@ func (w *writer) takeOut() error {
 	if w.closed {
 		return w.err
 	}
+	w.taken += w.out.Len()
 	w.buf.Write(w.out.Bytes())
 	w.out.Reset()
 	return nil
+}
+
+// written empties the buffer, which is out.
+func (w *writer) written() {
+	w.queue(-w.taken)
+	w.taken = 0
+	w.buf.Reset()
 }
 
 // deadline sets by when a write must end, to the second: a timer that is moved
@@ -77,7 +87,7 @@ func (w *writer) deadline() {
 func (w *writer) flush() error {
 	w.deadline()
 	_, err := w.nc.Write(w.buf.Bytes())
-	w.buf.Reset()
+	w.written()
 	if err != nil {
 		return fmt.Errorf("peer: writing: %w", err)
 	}
@@ -134,7 +144,7 @@ func (w *writer) block(b block) error {
 
 	w.deadline()
 	err := writeMore(w.nc, w.buf.Bytes())
-	w.buf.Reset()
+	w.written()
 	if err != nil {
 		return fmt.Errorf("peer: writing: %w", err)
 	}
@@ -154,9 +164,11 @@ func (w *writer) payload(b block) error {
 		n := left
 		if limit := w.e.cfg.Upload; limit != nil {
 			n = min(n, int64(limit.Burst()))
+			began := time.Now()
 			w.throttled.Store(true) // which is not the peer's fault
 			err := limit.WaitN(w.ctx, int(n))
 			w.throttled.Store(false)
+			w.heldBack(time.Since(began))
 			if err != nil {
 				return fmt.Errorf("peer: waiting to upload: %w", err)
 			}
