@@ -27,17 +27,34 @@ func check(c *Core) error {
 		return fmt.Errorf("counts %d swarms and %d live, has %d and %d", len(c.swarms), len(c.live), swarms, live)
 	}
 	streams := map[*source]int{}
+	byIdentity := map[*source]map[*identity]int{}
+	used := map[*identity]identity{}
 	for _, p := range c.peers {
 		n, load := 0, 0
+		u := used[p.who]
+		u.peers++
 		for _, m := range p.list {
 			load += len(m.links)
+			if m.complete {
+				u.seeds++
+			} else {
+				u.wants++
+				u.pieces += m.swarm.n
+			}
 			for _, s := range m.swarm.streams {
 				if s.m == m {
 					n++
+				}
+				if s.m == m && s.counted {
 					streams[m.src]++
+					if byIdentity[m.src] == nil {
+						byIdentity[m.src] = map[*identity]int{}
+					}
+					byIdentity[m.src][p.who]++
 				}
 			}
 		}
+		used[p.who] = u
 		if n != p.streams || load != p.load || len(p.list) != len(p.blobs) {
 			return fmt.Errorf("peer %s: streams %d counted as %d, load %d as %d, blobs %d as %d", p.id, n, p.streams, load, p.load, len(p.list), len(p.blobs))
 		}
@@ -46,6 +63,47 @@ func check(c *Core) error {
 		if streams[src] != src.streams {
 			return fmt.Errorf("source %s: %d streams counted as %d", name, streams[src], src.streams)
 		}
+		if len(byIdentity[src]) != len(src.by) {
+			return fmt.Errorf("source %s: streams of %d identities, counted %d", name, len(byIdentity[src]), len(src.by))
+		}
+		for who, n := range byIdentity[src] {
+			if src.by[who] != n {
+				return fmt.Errorf("source %s: %d streams of %s counted as %d", name, n, who.name, src.by[who])
+			}
+		}
+	}
+	return checkBudgets(c, used)
+}
+
+// checkBudgets returns which budget is exceeded, or counted wrongly.
+func checkBudgets(c *Core, used map[*identity]identity) error {
+	if len(used) != len(c.identities) {
+		return fmt.Errorf("%d identities, %d have peers", len(c.identities), len(used))
+	}
+	for who, u := range used {
+		if c.identities[who.name] != who || who.peers != u.peers || who.wants != u.wants || who.seeds != u.seeds || who.pieces != u.pieces {
+			return fmt.Errorf("identity %s: counted %d peers, %d wants, %d seeds, %d pieces; has %+v", who.name, who.peers, who.wants, who.seeds, who.pieces, u)
+		}
+		if u.peers > c.cfg.IdentityPeers || u.wants > c.cfg.IdentityWants || u.seeds > c.cfg.IdentitySeeds || u.pieces > c.cfg.IdentityPieces {
+			return fmt.Errorf("identity %s exceeds its share: %+v", who.name, u)
+		}
+	}
+	pieces, ledgers := 0, 0
+	for _, sw := range c.swarms {
+		for _, r := range sw.rings {
+			if want := len(r.roll[rollWant]) > 0 && sw.n > 0; want != r.charged {
+				return fmt.Errorf("blob %s, zone %q: charged %v", sw.blob, r.zone, r.charged)
+			}
+			if r.charged {
+				pieces += sw.n
+			}
+			if r.ledger != nil {
+				ledgers += sw.n
+			}
+		}
+	}
+	if pieces != c.pieces || ledgers > pieces || pieces > c.cfg.AllPieces || len(c.swarms) > c.cfg.MaxSwarms || len(c.peers) > c.cfg.MaxPeers {
+		return fmt.Errorf("%d pieces counted as %d, %d in ledgers; %d swarms, %d peers", pieces, c.pieces, ledgers, len(c.swarms), len(c.peers))
 	}
 	return nil
 }
@@ -55,9 +113,9 @@ func checkSwarm(c *Core, sw *swarm) error {
 	busy, holders := make([]uint64, sw.n), make([]uint64, sw.n)
 	ledgers := 0
 	for _, r := range sw.rings {
-		members += len(r.roll[rollAll])
+		members += len(r.roll[rollWant]) + len(r.roll[rollSeed]) + len(r.roll[rollNew])
 		wanters += len(r.roll[rollWant])
-		seeds += len(r.roll[rollSeed])
+		seeds += len(r.roll[rollSeed]) + len(r.roll[rollNew])
 		for _, m := range r.roll[rollAll] {
 			if err := checkMember(c, m); err != nil {
 				return fmt.Errorf("peer %s: %w", m.peer.id, err)
@@ -148,6 +206,9 @@ func bearers(sw *swarm, r *ring, p int) int {
 
 func checkMember(c *Core, m *member) error {
 	cross := 0
+	if m.complete && m.proved != (m.pos[rollSeed] >= 0) || m.complete && m.proved == (m.pos[rollNew] >= 0) {
+		return fmt.Errorf("complete and proved: %v, on roll %d or %d", m.proved, m.pos[rollSeed], m.pos[rollNew])
+	}
 	for i, other := range m.links {
 		switch {
 		case other == m || other.gone || other.swarm != m.swarm:

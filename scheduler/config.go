@@ -63,16 +63,31 @@ type Config struct {
 	// most 32 times as long.
 	Cool time.Duration
 
-	// BanFor is how long a liar is banned, BanVotes how many accusers that
-	// takes. One accuser alone might be the liar.
+	// BanFor is how long a liar is banned, BanVotes how many proven
+	// identities must accuse it. One accuser alone might be the liar.
 	BanFor   time.Duration
 	BanVotes int
 	// MaxHold bounds what an origin's Retry-After can do.
 	MaxHold time.Duration
 
-	// MaxPeers, MaxSwarms, MaxPieces and MaxBlobs (per peer) bound the
-	// tables.
-	MaxPeers, MaxSwarms, MaxPieces, MaxBlobs int
+	// Trust is how long seeds from which nobody has got a piece keep others
+	// from the origin, counted from when the blob is first wanted, and how
+	// long one piece may take from such a seed; both grow with the length of
+	// a piece. Longer spares the origin where links are slow; shorter lets
+	// false seeds delay a pull by less.
+	Trust time.Duration
+
+	// MaxPeers, MaxSwarms, MaxPieces (per blob) and MaxBlobs (per peer) bound
+	// the tables. AllPieces bounds the pieces of all tables together; one
+	// costs about 37 bytes.
+	MaxPeers, MaxSwarms, MaxPieces, MaxBlobs, AllPieces int
+	// IdentityPeers, IdentityWants, IdentitySeeds and IdentityPieces bound
+	// what one identity may have: peers, blobs that they want and that they
+	// hold (summed over peers), and pieces of the blobs that they want. One
+	// identity may be an address that many honest peers share: the defaults
+	// are enough for 64 peers that pull 50 layers of 512 pieces each at
+	// once and hold 512 blobs each.
+	IdentityPeers, IdentityWants, IdentitySeeds, IdentityPieces int
 }
 
 // DefaultConfig returns what package sim found best.
@@ -105,6 +120,13 @@ func DefaultConfig() Config {
 		MaxSwarms:     1 << 17,
 		MaxPieces:     1 << 17,
 		MaxBlobs:      1 << 14,
+		Trust:         time.Second,
+		AllPieces:     1 << 24,
+
+		IdentityPeers:  128,
+		IdentityWants:  1 << 13,
+		IdentitySeeds:  1 << 15,
+		IdentityPieces: 1 << 21,
 	}
 }
 
@@ -123,6 +145,8 @@ func (c Config) Validate() error {
 		{"Renew", int(c.Renew), 1}, {"Lease", int(c.Lease), int(c.Renew)}, {"FirstByte", int(c.FirstByte), int(c.Lease)},
 		{"Doubt", int(c.Doubt), 0}, {"Settle", int(c.Settle), 0}, {"Cool", int(c.Cool), 0}, {"BanFor", int(c.BanFor), 0}, {"MaxHold", int(c.MaxHold), 0},
 		{"MaxPeers", c.MaxPeers, 1}, {"MaxSwarms", c.MaxSwarms, 1}, {"MaxPieces", c.MaxPieces, 1}, {"MaxBlobs", c.MaxBlobs, 1},
+		{"Trust", int(c.Trust), 0}, {"AllPieces", c.AllPieces, 1},
+		{"IdentityPeers", c.IdentityPeers, 1}, {"IdentityWants", c.IdentityWants, 1}, {"IdentitySeeds", c.IdentitySeeds, 1}, {"IdentityPieces", c.IdentityPieces, 1},
 	} {
 		if f.v < f.from {
 			return fmt.Errorf("scheduler: %s is %d, want at least %d", f.name, f.v, f.from)

@@ -21,8 +21,11 @@ type Core struct {
 	blobs   map[Digest][]*swarm // by blob, the first as a rule the largest
 	live    []*swarm            // with members that want the blob
 	sources map[string]*source
-	charges map[PeerID]*charge
-	charged []PeerID // the keys of charges, oldest first
+	// identities are those of the peers that are connected.
+	identities map[string]*identity
+	accused    map[string]*accusation // by the name of an identity
+	accusedAt  []string               // the keys of accused, oldest first
+	pieces     int                    // of the rings that want a blob, summed
 
 	epoch   uint64    // counts broadcasts
 	pending []*member // with news of neighbours that are not yet in out
@@ -33,6 +36,7 @@ type Core struct {
 // peer is one connected daemon.
 type peer struct {
 	id         PeerID
+	who        *identity
 	addr, zone string
 	blobs      map[Digest]*member
 	list       []*member // the values of blobs
@@ -54,7 +58,9 @@ func New(cfg Config) *Core {
 		swarms:  map[Holding]*swarm{},
 		blobs:   map[Digest][]*swarm{},
 		sources: map[string]*source{},
-		charges: map[PeerID]*charge{},
+
+		identities: map[string]*identity{},
+		accused:    map[string]*accusation{},
 	}
 }
 
@@ -117,7 +123,7 @@ func (c *Core) Tick(now time.Duration) []Out {
 		c.tickImports(sw)
 		c.pump(sw)
 	}
-	c.tickCharges()
+	c.tickAccused()
 	c.tickSources()
 	return c.flush()
 }
@@ -158,11 +164,12 @@ func (c *Core) hello(p *peer, id PeerID, h Hello) {
 	if p != nil {
 		c.disconnect(p)
 	}
-	if len(c.peers) >= c.cfg.MaxPeers {
+	if !c.Admits(id, h.Identity) {
 		c.out = append(c.out, Out{To: id, Msg: &Refused{Reason: ReasonFull}})
 		return
 	}
-	p = &peer{id: id, addr: h.Addr, zone: h.Zone, blobs: map[Digest]*member{}}
+	p = &peer{id: id, who: c.identify(id, h), addr: h.Addr, zone: h.Zone, blobs: map[Digest]*member{}}
+	p.who.peers++
 	c.peers[id] = p
 	for _, b := range h.Inventory {
 		c.complete(p, b.Blob, b.Size)
@@ -174,6 +181,7 @@ func (c *Core) disconnect(p *peer) {
 		c.leave(p.list[len(p.list)-1])
 	}
 	delete(c.peers, p.id)
+	c.retire(p.who)
 }
 
 func (c *Core) refuse(p *peer, blob Digest, why Reason) {
@@ -185,16 +193,23 @@ func (c *Core) join(p *peer, j Join) {
 		c.leave(m)
 	}
 	switch {
-	case c.banned(p.id):
+	case c.banned(p.who):
 		c.refuse(p, j.Blob, ReasonBanned)
 		return
-	case len(p.list) >= c.cfg.MaxBlobs:
+	case len(p.list) >= c.cfg.MaxBlobs || p.who.wants >= c.cfg.IdentityWants:
 		c.refuse(p, j.Blob, ReasonFull)
 		return
 	}
-	sw, why := c.swarmFor(j.Blob, j.Size)
+	sw, why := c.swarmFor(p, j.Blob, j.Size)
 	if sw == nil {
 		c.refuse(p, j.Blob, why)
+		return
+	}
+	if r := sw.ringOf(p.zone); !c.affords(p.who, sw.n, r == nil || !r.charged) {
+		c.refuse(p, j.Blob, ReasonFull)
+		if sw.members == 0 {
+			c.forget(sw)
+		}
 		return
 	}
 	if j.Again && sw.wanters == 0 {
@@ -203,7 +218,9 @@ func (c *Core) join(p *peer, j Join) {
 	m := &member{peer: p, swarm: sw, want: true, origin: j.Origin, src: c.source(j.Source)}
 	m.src.refs++
 	c.admit(m)
-	c.adopt(m, j.Have, j.Bringing)
+	if j.Again {
+		c.adopt(m, j.Have, j.Bringing)
+	}
 	c.news(m) // also without neighbours: the answer to Join
 	c.meet(m)
 	c.pump(sw)
@@ -219,30 +236,35 @@ func (c *Core) complete(p *peer, blob Digest, size int64) {
 		if m != nil {
 			c.leave(m)
 		}
-		if size <= 0 || len(p.list) >= c.cfg.MaxBlobs || c.banned(p.id) {
+		if size <= 0 || len(p.list) >= c.cfg.MaxBlobs || p.who.seeds >= c.cfg.IdentitySeeds || c.banned(p.who) {
 			return
 		}
-		sw, _ := c.swarmFor(blob, size)
+		sw, _ := c.swarmFor(p, blob, size)
 		if sw == nil {
 			return
 		}
+		// It gets neighbours once somebody has got a piece from it: see prove.
 		m = &member{peer: p, swarm: sw, complete: true}
 		c.admit(m)
-		c.meet(m)
 		c.pump(sw)
 		return
 	}
-	if !m.complete {
-		c.graduate(m)
-		c.pump(m.swarm)
+	if m.complete {
+		return
 	}
+	if p.who.seeds >= c.cfg.IdentitySeeds {
+		c.leave(m)
+		return
+	}
+	c.graduate(m)
+	c.pump(m.swarm)
 }
 
 // swarmFor finds or makes the swarm for a blob. Each size that anybody states
 // has a swarm of its own, so that a lie about it harms only who believes it; and
 // as nobody is in two swarms of one blob, there are no more than peers. Who
 // knows no size is with the most.
-func (c *Core) swarmFor(blob Digest, size int64) (*swarm, Reason) {
+func (c *Core) swarmFor(p *peer, blob Digest, size int64) (*swarm, Reason) {
 	if size < 0 || size > 0 && piece.NewLayout(size).Count() > c.cfg.MaxPieces {
 		return nil, ReasonInvalid
 	}
@@ -255,10 +277,13 @@ func (c *Core) swarmFor(blob Digest, size int64) (*swarm, Reason) {
 			return first, 0
 		case first.size == 0: // and the only one: nobody has stated any
 			c.resize(first, size)
-			return first, 0
+			if c.swarms[Holding{blob, size}] == first {
+				return first, 0
+			}
+			// All who were in it had no room for so many pieces.
 		}
 	}
-	if len(c.swarms) >= c.cfg.MaxSwarms {
+	if !share(p.who.wants+p.who.seeds, 1, c.cfg.MaxSwarms, c.cfg.MaxSwarms-len(c.swarms)) {
 		return nil, ReasonFull
 	}
 	sw := newSwarm(blob, c.cfg.Streams)
@@ -299,11 +324,14 @@ func (c *Core) forget(sw *swarm) {
 // Stats counts what a core holds.
 type Stats struct {
 	Peers, Swarms, Members, Streams, Holds, Bans int
+	// Identities answer for the peers, and Pieces are those that the tables
+	// of all swarms have room for.
+	Identities, Pieces int
 }
 
 // Stats returns the counts of the moment.
 func (c *Core) Stats() Stats {
-	s := Stats{Peers: len(c.peers), Swarms: len(c.swarms)}
+	s := Stats{Peers: len(c.peers), Swarms: len(c.swarms), Identities: len(c.identities), Pieces: c.pieces}
 	for _, p := range c.peers {
 		s.Members += len(p.list)
 		s.Streams += p.streams
@@ -313,8 +341,8 @@ func (c *Core) Stats() Stats {
 			s.Holds++
 		}
 	}
-	for _, ch := range c.charges {
-		if ch.banned > c.now {
+	for _, a := range c.accused {
+		if a.banned > c.now {
 			s.Bans++
 		}
 	}

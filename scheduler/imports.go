@@ -8,6 +8,7 @@ type imported struct {
 	to, from *member
 	opened   time.Duration
 	renewed  time.Duration
+	unproved bool // nobody had got a piece from that seed by then
 }
 
 // importBytes is how much of a seed's or a zone's link is asked for ahead, at
@@ -27,16 +28,16 @@ func (c *Core) pumpImports(sw *swarm, r *ring) {
 		if to == nil {
 			return
 		}
-		p := c.nextImport(sw, r)
-		if p < 0 {
+		p, from := c.nextImport(sw, r)
+		if from == nil {
 			return
 		}
-		from := c.importSource(sw, r, p)
-		if from == nil {
-			return // all seeds stalled lately; the next tick tries again
-		}
 		c.mark(sw, r, p, assigned, to)
-		l.imports = append(l.imports, imported{piece: p, to: to, from: from, opened: c.now})
+		im := imported{piece: p, to: to, from: from, opened: c.now, unproved: from.complete && !from.proved}
+		l.imports = append(l.imports, im)
+		if im.unproved {
+			l.unproved++
+		}
 		to.imports++
 		c.send(to, &Assign{Blob: sw.blob, Run: Run{p, 1}, From: c.neighbour(to, from, true)})
 	}
@@ -50,59 +51,107 @@ func (c *Core) importWindow(sw *swarm, r *ring) int {
 	return window * min(max(len(r.roll[rollSeed]), 1), 16)
 }
 
-// lender returns a ring with seeds whose pieces are not being dealt out, the
-// ring itself first. Seeds that are dealing serve their own ring alone:
-// others take each piece from whom it was dealt to, so that it leaves the
+// lender returns a seed that lends its pieces to a ring, or nil: a seed of the
+// ring itself first. Seeds that are dealing serve their own ring alone: others
+// take each piece from the peer to which it was dealt, so that it leaves the
 // seed once and not once per zone.
-func (sw *swarm) lender(r *ring) *ring {
-	if sw.seeds == 0 || len(r.roll[rollSeed]) > 0 {
-		if sw.seeds == 0 {
-			return nil
-		}
-		return r
+func (c *Core) lender(sw *swarm, r *ring) *member {
+	if sw.seeds == 0 {
+		return nil
 	}
-	for _, other := range sw.rings {
-		if len(other.roll[rollSeed]) > 0 && other.ledger == nil {
-			return other
+	hope := c.now < sw.hope
+	proved := c.anySeed(r, rollSeed)
+	if m := c.candidate(sw, r, hope, proved != nil); m != nil {
+		return m
+	}
+	if proved != nil {
+		return proved
+	}
+	for roll := rollSeed; roll == rollSeed || roll == rollNew && hope; roll++ {
+		for _, other := range sw.rings {
+			if other == r || other.ledger != nil {
+				continue
+			}
+			if m := c.anySeed(other, roll); m != nil {
+				return m
+			}
 		}
 	}
 	return nil
 }
 
-// nextImport returns a piece that is free in the ring and to be had from a
-// seed or from another ring, or -1.
-func (c *Core) nextImport(sw *swarm, r *ring) int {
+// candidate returns a seed of the ring from which nobody has got a piece, if
+// one may be asked now. While there is hope they are asked for half of what is
+// imported, and for all of it without proved seeds. Later one of them gets a
+// chance now and then, for one piece, if others bring the rest.
+func (c *Core) candidate(sw *swarm, r *ring, hope, proved bool) *member {
+	switch {
+	case hope && (!proved || r.ledger.unproved < c.cfg.Imports/2):
+		return c.anySeed(r, rollNew)
+	case !hope && proved:
+		return c.secondChance(sw, r, r)
+	}
+	return nil
+}
+
+// secondChance returns a seed of one ring that another may ask although there
+// is no hope of it, or nil. It is asked less often each time that it was in
+// vain.
+func (c *Core) secondChance(sw *swarm, of, r *ring) *member {
+	if c.now < sw.trial || r.ledger.unproved > 0 {
+		return nil
+	}
+	m := c.anySeed(of, rollNew)
+	if m != nil {
+		sw.trials = min(sw.trials+1, 6)
+		sw.trial = c.now + c.trust(sw)<<sw.trials
+	}
+	return m
+}
+
+// nextImport returns a piece that is free in the ring and a peer that has it:
+// a seed, or one that brought it into another ring. The peer is nil if there
+// is none, or if all seeds stalled lately; the next tick tries again.
+func (c *Core) nextImport(sw *swarm, r *ring) (int, *member) {
 	l := r.ledger
-	if sw.lender(r) != nil {
-		for ; l.cursor < sw.n; l.cursor++ {
-			if l.state[l.cursor] == free {
-				return l.cursor
-			}
-		}
-		return -1
+	first := l.nextFree()
+	if first < 0 {
+		return -1, nil
+	}
+	if from := c.lender(sw, r); from != nil {
+		return first, from
 	}
 	for len(l.queue) > 0 {
 		p := int(l.queue[0])
 		l.queue = l.queue[1:]
 		l.queued.Remove(p)
 		if l.state[p] == free && sw.held[p] != 0 {
-			return p
+			return p, c.holder(sw, r, p)
+		}
+	}
+	if c.now < sw.hope {
+		return -1, nil
+	}
+	for _, other := range sw.rings {
+		if m := c.secondChance(sw, other, r); m != nil {
+			return first, m
+		}
+	}
+	return -1, nil
+}
+
+// nextFree returns the first piece that is free, or -1.
+func (l *ledger) nextFree() int {
+	for ; l.cursor < len(l.state); l.cursor++ {
+		if l.state[l.cursor] == free {
+			return l.cursor
 		}
 	}
 	return -1
 }
 
-// importSource chooses whom to ask for a piece: seeds that lend it, else one
-// that brought it into another zone.
-func (c *Core) importSource(sw *swarm, r *ring, p int) *member {
-	if lender := sw.lender(r); lender != nil {
-		if m := c.anySeed(lender); m != nil {
-			return m
-		}
-	}
-	if sw.held == nil {
-		return nil
-	}
+// holder returns a peer that brought a piece into another ring, or nil.
+func (c *Core) holder(sw *swarm, r *ring, p int) *member {
 	if rings := sw.held[p] &^ (1 << r.index); rings != 0 {
 		i := nthBit(rings, c.rng.IntN(bitCount(rings)))
 		return sw.rings[i].ledger.owner[p]
@@ -110,10 +159,10 @@ func (c *Core) importSource(sw *swarm, r *ring, p int) *member {
 	return nil
 }
 
-// anySeed returns one of a ring's seeds, each in turn, leaving out those that
-// stalled lately.
-func (c *Core) anySeed(r *ring) *member {
-	seeds := r.roll[rollSeed]
+// anySeed returns one of a ring's seeds on a roll, each in turn, leaving out
+// those that stalled lately.
+func (c *Core) anySeed(r *ring, roll int) *member {
+	seeds := r.roll[roll]
 	for range min(len(seeds), 8) {
 		r.seedTurn++
 		if m := seeds[r.seedTurn%len(seeds)]; m.cool <= c.now {
@@ -143,9 +192,24 @@ func (c *Core) imported(m *member, p int) {
 	for i, im := range l.imports {
 		if im.piece == p && im.to == m {
 			c.dropImport(m.ring, i)
+			if im.from.complete {
+				im.from.fails = 0
+			}
+			c.prove(im.from, m)
 			return
 		}
 	}
+}
+
+// stalled leaves a source of imports out for a while, longer each time in a
+// row.
+func (c *Core) stalled(from *member) {
+	if !from.complete {
+		from.cool = c.now + c.cfg.Cool
+		return
+	}
+	from.cool = c.now + c.cfg.Cool<<from.fails
+	from.fails = min(from.fails+1, 5)
 }
 
 // released notes that a piece which was to be imported will not be. A source
@@ -155,7 +219,7 @@ func (c *Core) released(m *member, p int, why Reason) {
 	for i, im := range l.imports {
 		if im.piece == p && im.to == m {
 			if why == ReasonStalled || why == ReasonDead || why == ReasonUnreachable {
-				im.from.cool = c.now + c.cfg.Cool
+				c.stalled(im.from)
 				m.cool = 0 // not its fault
 			}
 			c.dropImport(m.ring, i)
@@ -167,6 +231,9 @@ func (c *Core) released(m *member, p int, why Reason) {
 func (c *Core) dropImport(r *ring, i int) {
 	l := r.ledger
 	l.imports[i].to.imports--
+	if l.imports[i].unproved {
+		l.unproved--
+	}
 	l.imports = append(l.imports[:i], l.imports[i+1:]...)
 }
 
@@ -204,7 +271,8 @@ func (c *Core) takeImport(r *ring, i int) {
 	c.send(im.to, &Revoke{Blob: im.to.swarm.blob, Run: Run{im.piece, 1}})
 }
 
-// tickImports takes pieces back from peers that say nothing.
+// tickImports takes pieces back from peers that say nothing, and those that a
+// seed which nobody knows has not sent in time.
 func (c *Core) tickImports(sw *swarm) {
 	for _, r := range sw.rings {
 		if r.ledger == nil {
@@ -212,7 +280,10 @@ func (c *Core) tickImports(sw *swarm) {
 		}
 		for i := len(r.ledger.imports) - 1; i >= 0; i-- {
 			im := r.ledger.imports[i]
-			if c.overdue(im.opened, im.renewed) {
+			if im.from.complete && !im.from.proved && c.now >= im.opened+c.trust(sw) {
+				c.stalled(im.from)
+				c.takeImport(r, i)
+			} else if c.overdue(im.opened, im.renewed) {
 				im.to.cool = c.now + c.cfg.Cool
 				c.takeImport(r, i)
 			}
@@ -230,20 +301,27 @@ func (c *Core) ration(r *ring) {
 // now.
 func (c *Core) unration(r *ring) {
 	r.rationed = false
+	if r.ledger != nil {
+		r.ledger.seeded = false
+	}
 	c.reserve(r, false)
 }
 
 func (c *Core) reserve(r *ring, on bool) {
 	for _, seed := range r.roll[rollSeed] {
-		if seed.reserved == on {
-			continue
-		}
-		seed.reserved = on
-		for _, m := range seed.links {
-			if m.ring == r {
-				n := c.news(m)
-				n.Add = append(n.Add, c.neighbour(m, seed, on))
-			}
+		c.reserveSeed(seed, on)
+	}
+}
+
+func (c *Core) reserveSeed(seed *member, on bool) {
+	if seed.reserved == on {
+		return
+	}
+	seed.reserved = on
+	for _, m := range seed.links {
+		if m.ring == seed.ring {
+			n := c.news(m)
+			n.Add = append(n.Add, c.neighbour(m, seed, on))
 		}
 	}
 }

@@ -35,6 +35,10 @@ type ledger struct {
 	queued  *piece.Set // those in queue
 	cursor  int        // with seeds: no piece before this one is free
 	turn    int        // of the wanters that import
+	// seeded: there were seeds when it was opened, and not all of their
+	// pieces have been dealt out.
+	seeded   bool
+	unproved int // of imports
 }
 
 // doubt is a run of pieces of one ring about which others are being asked.
@@ -45,21 +49,24 @@ type doubt struct {
 }
 
 // deal opens the ring's ledger if its pieces have to be dealt out: always
-// without a seed in the zone; with seeds, as long as more want the blob than
-// hold it. With as many, everybody can fetch from seeds as he likes.
+// without a proved seed in the zone; with such seeds, as long as more want the
+// blob than hold it. With as many, everybody can fetch from seeds as he likes.
+// Seeds are rationed while there are fewer of them than want the blob.
 func (c *Core) deal(sw *swarm, r *ring) {
-	wanters, seeds := len(r.roll[rollWant]), len(r.roll[rollSeed])
-	if r.ledger != nil || wanters == 0 || sw.n == 0 || seeds >= wanters {
-		return
+	wanters, proved := len(r.roll[rollWant]), len(r.roll[rollSeed])
+	seeds := proved + len(r.roll[rollNew])
+	if r.ledger == nil && wanters > 0 && sw.n > 0 && proved < wanters {
+		c.openLedger(sw, r)
+		r.ledger.seeded = seeds > 0
+		if seeds > 0 {
+			// Those who came before took what they liked, so far.
+			for _, m := range r.roll[rollWant][:wanters-1] {
+				c.send(m, &Ask{Blob: sw.blob, Runs: []Run{{0, sw.n}}})
+			}
+		}
 	}
-	c.openLedger(sw, r)
-	if seeds == 0 {
-		return
-	}
-	c.ration(r)
-	// Those who came before took what they liked, so far.
-	for _, m := range r.roll[rollWant][:wanters-1] {
-		c.send(m, &Ask{Blob: sw.blob, Runs: []Run{{0, sw.n}}})
+	if l := r.ledger; l != nil && l.seeded && !r.rationed && seeds < wanters {
+		c.ration(r)
 	}
 }
 
@@ -344,13 +351,18 @@ func (c *Core) tickDoubts(sw *swarm) {
 	sw.doubts = sw.doubts[i:]
 }
 
-// runsOf returns piece indexes as runs. It sorts them in place.
+// maxAsk bounds the runs of an Ask, and so what a peer that comes and goes
+// with every other piece makes others hear and the swarm remember.
+const maxAsk = 64
+
+// runsOf returns piece indexes as runs, and sorts them in place. When they are
+// more than maxAsk, the last one covers all that is left, and what is between.
 func runsOf(pieces []int32) []Run {
 	slices.Sort(pieces)
 	var runs []Run
 	for _, p := range pieces {
-		if last := len(runs) - 1; last >= 0 && runs[last].End() == int(p) {
-			runs[last].Count++
+		if last := len(runs) - 1; last >= 0 && (runs[last].End() == int(p) || len(runs) == maxAsk) {
+			runs[last].Count = int(p) + 1 - runs[last].First
 		} else {
 			runs = append(runs, Run{int(p), 1})
 		}

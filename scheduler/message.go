@@ -29,6 +29,12 @@ type Hello struct {
 	Addr string
 	// Zone is the failure and cost domain of the peer; may be empty.
 	Zone string
+	// Identity is who answers for the peer, and Proven whether a certificate
+	// says so; else it is an address. They are not the peer's to say: the
+	// edge sets them, and no wire carries them. Limits and votes go by
+	// identity. Empty: the peer answers for itself, and nothing is proven.
+	Identity string
+	Proven   bool
 	// Node is what operators know of the peer's node. The core has no use for
 	// it.
 	Node Node
@@ -66,7 +72,8 @@ type Join struct {
 	// Size of the blob in bytes; 0 when the peer does not know it. (An empty
 	// blob needs no swarm.)
 	Size int64
-	// Have is the bitfield (BEP 3) of what the peer has; nil is nothing.
+	// Have is the bitfield (BEP 3) of what the peer has; nil is nothing. It
+	// is taken with Again only: a peer that begins has nothing to report.
 	Have []byte
 	// Origin says that the peer may and can ask the origin.
 	Origin bool
@@ -78,7 +85,8 @@ type Join struct {
 	// (Config.Settle) before it lets a piece leave the origin.
 	Again bool
 	// Bringing lists the runs that the peer is fetching from the origin at
-	// this moment, as it was told before. They are taken over as they are.
+	// this moment, as it was told before. They are taken over as they are,
+	// with Again only.
 	Bringing []Run
 }
 
@@ -93,7 +101,8 @@ type Have struct {
 }
 
 // Complete says that the peer holds the blob whole, its digest verified. From
-// then on it is a seed until it leaves. A link between two peers that are
+// then on it is a seed until it leaves; it stands in for the origin once
+// another peer has reported a piece from it. A link between two peers that are
 // both complete lapses without a message. A peer may also say this of a blob
 // that it never joined.
 type Complete struct {
@@ -120,8 +129,10 @@ type GiveBack struct {
 // Leave says that the peer neither wants the blob any more nor serves it.
 type Leave struct{ Blob Digest }
 
-// Report accuses another peer of the swarm. The two are no longer neighbours;
-// one that enough others call a liar is banned.
+// Report accuses another peer of the swarm. The two are no longer neighbours.
+// A liar is banned for all only among peers with certificates, when enough of
+// those that had it as a neighbour say so; without certificates it is up to
+// the peer that was harmed to keep away from it.
 type Report struct {
 	Blob   Digest
 	Peer   PeerID
@@ -147,8 +158,9 @@ const (
 	// Unreachable: this peer does not reach the source. It is asked again
 	// later.
 	ReasonUnreachable
-	// RateLimited: 429, or 503 with Retry-After. Nobody asks this source
-	// until then.
+	// RateLimited: 429, or 503 with Retry-After. The peers of this identity do
+	// not ask this source until then; nobody does once a second identity says
+	// the same.
 	ReasonRateLimited
 	// Stalled: the source makes no progress.
 	ReasonStalled

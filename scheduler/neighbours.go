@@ -139,6 +139,7 @@ func (c *Core) link(a, b *member) {
 	if !linkable(a, b) {
 		return
 	}
+	acquaint(a.peer.who, b.peer.who)
 	for _, side := range [2][2]*member{{a, b}, {b, a}} {
 		m, other := side[0], side[1]
 		m.links = append(m.links, other)

@@ -15,6 +15,8 @@ type stream struct {
 	renewed   time.Duration // of the last progress; 0 before the first
 	got       int           // pieces brought
 	trial     bool          // the first after its source's Hold
+	appeal    bool          // opened during one, to find out
+	counted   bool          // against Config.SourceStreams
 }
 
 func (s *stream) left() int { return s.end - s.next }
@@ -126,7 +128,7 @@ func (sw *swarm) able() int {
 // without a new request.
 func (c *Core) extendable(sw *swarm, first int) *stream {
 	for _, s := range sw.streams {
-		if s.end == first && s.left() <= c.cfg.Lookahead && max(s.m.cool, s.m.dry) <= c.now && s.m.origin && !c.onHold(s.m.src) {
+		if s.end == first && s.left() <= c.cfg.Lookahead && max(s.m.cool, s.m.dry) <= c.now && s.m.origin && !c.onHold(s.m) {
 			return s
 		}
 	}
@@ -144,10 +146,33 @@ func (c *Core) grant(m *member, run Run) {
 func (c *Core) addStream(m *member, run Run) {
 	sw := m.swarm
 	s := &stream{m: m, next: run.First, end: run.End(), opened: c.now, trial: m.src.trial}
+	if c.now < m.src.until {
+		s.trial, s.appeal = false, true
+		m.src.appeal = c.now + c.cfg.Cool
+	}
 	sw.streams = append(sw.streams, s)
 	m.streams++
 	m.peer.streams++
-	m.src.streams++
+	c.count(s, true)
+}
+
+// count enters a stream among those of its source, or takes it out: one that
+// brings nothing keeps no other from the origin.
+func (c *Core) count(s *stream, on bool) {
+	if s.counted == on {
+		return
+	}
+	s.counted = on
+	src, who := s.m.src, s.m.peer.who
+	if on {
+		src.streams++
+		src.by[who]++
+		return
+	}
+	src.streams--
+	if src.by[who]--; src.by[who] == 0 {
+		delete(src.by, who)
+	}
 }
 
 func (c *Core) dropStream(sw *swarm, i int) {
@@ -155,7 +180,7 @@ func (c *Core) dropStream(sw *swarm, i int) {
 	sw.streams = append(sw.streams[:i], sw.streams[i+1:]...)
 	s.m.streams--
 	s.m.peer.streams--
-	s.m.src.streams--
+	c.count(s, false)
 }
 
 // endStreams drops all streams of a member, not what it was assigned.
@@ -198,7 +223,7 @@ func (c *Core) pickFetcher(sw *swarm) *member {
 }
 
 func (c *Core) mayFetch(m *member) bool {
-	if max(m.cool, m.dry) > c.now || c.onHold(m.src) || m.src.streams >= c.cfg.SourceStreams {
+	if max(m.cool, m.dry) > c.now || c.onHold(m) || c.full(m) {
 		return false
 	}
 	for _, s := range m.swarm.streams {
@@ -304,6 +329,10 @@ func (c *Core) brought(m *member, p int) {
 		}
 		s.got++
 		sw.pace.got++
+		if s.appeal {
+			s.appeal = false
+			c.lift(m.src)
+		}
 		for s.next < s.end && (l.state[s.next] != assigned || l.owner[s.next] != m) {
 			s.next++
 		}
@@ -326,6 +355,7 @@ func (c *Core) renew(m *member) {
 		for _, s := range sw.streams {
 			if s.m == m {
 				s.renewed = c.now
+				c.count(s, true)
 				if s.trial {
 					s.trial, m.src.trial = false, false
 				}
@@ -355,6 +385,10 @@ func (c *Core) tickStreams(sw *swarm) {
 		s := sw.streams[i]
 		switch {
 		case able == 1:
+			// Nobody else may try. It keeps its run, but not its place.
+			if c.expired(s) {
+				c.count(s, false)
+			}
 		case c.expired(s):
 			// When all are silent it is the origin that stalls, most
 			// likely, and others would wait as well; so they get longer.
@@ -448,7 +482,7 @@ func (c *Core) giveBack(m *member, g GiveBack) {
 		}
 	case ReasonRateLimited:
 		if m.src != nil {
-			c.hold(m.src, g.RetryAfter)
+			c.hold(m.src, m.peer.who, g.RetryAfter)
 		}
 	default:
 		m.cool = c.now + c.cfg.Cool

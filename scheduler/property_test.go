@@ -22,6 +22,8 @@ type call struct {
 func drawCalls(t *rapid.T) []call {
 	peers := []PeerID{"a", "b", "c", "d", "e", "f", "g", "h"}
 	zones := []string{"", "east", "west"}
+	identities := []string{"", "x", "y", "z"}
+	proven := rapid.Bool().Draw(t, "proven")
 	sizes := map[Digest][]int64{"A": {size("3")}, "B": {size("40")}, "C": {size("20")}}
 	if rapid.Bool().Draw(t, "lies") {
 		for i := range 6 {
@@ -43,6 +45,7 @@ func drawCalls(t *rapid.T) []call {
 		switch rapid.IntRange(0, 16).Draw(t, "kind") {
 		case 0, 1:
 			h := Hello{Addr: string(c.from), Zone: rapid.SampledFrom(zones).Draw(t, "zone")}
+			h.Identity, h.Proven = rapid.SampledFrom(identities).Draw(t, "identity"), proven
 			if rapid.IntRange(0, 3).Draw(t, "inventory") == 0 {
 				h.Inventory = []Holding{{b, size}}
 			}
@@ -81,7 +84,8 @@ func drawCalls(t *rapid.T) []call {
 	var calls []call
 	for _, id := range peers[:5] {
 		zone := rapid.SampledFrom(zones).Draw(t, "zone")
-		calls = append(calls, call{from: id, in: Hello{Addr: string(id), Zone: zone}})
+		who := rapid.SampledFrom(identities).Draw(t, "identity")
+		calls = append(calls, call{from: id, in: Hello{Addr: string(id), Zone: zone, Identity: who, Proven: proven}})
 	}
 	return append(calls, rapid.SliceOfN(one, 50, 150).Draw(t, "calls")...)
 }
@@ -120,6 +124,23 @@ func newCluster() *cluster {
 func TestInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		k := newCluster()
+		for i, c := range drawCalls(t) {
+			k.call(c)
+			if err := check(k.core); err != nil {
+				t.Fatalf("after call %d, %s %T%+v: %v", i, c.from, c.in, c.in, err)
+			}
+		}
+	})
+}
+
+// Whatever peers say, no table grows beyond its budget, nor any identity
+// beyond its share (see checkBudgets).
+func TestBudgets(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		cfg := DefaultConfig()
+		cfg.MaxPeers, cfg.MaxSwarms, cfg.MaxBlobs, cfg.AllPieces = 6, 5, 4, 90
+		cfg.IdentityPeers, cfg.IdentityWants, cfg.IdentitySeeds, cfg.IdentityPieces = 3, 3, 2, 60
+		k := &cluster{core: New(cfg)}
 		for i, c := range drawCalls(t) {
 			k.call(c)
 			if err := check(k.core); err != nil {

@@ -5,13 +5,6 @@ import (
 	"time"
 )
 
-// charge is what is known against a peer.
-type charge struct {
-	accusers []PeerID
-	since    time.Duration
-	banned   time.Duration // until when; 0: not
-}
-
 // maxShun bounds how many peers one member remembers not to be linked with.
 const maxShun = 8
 
@@ -22,9 +15,9 @@ const (
 	missingMost = 8
 )
 
-func (c *Core) banned(id PeerID) bool {
-	ch := c.charges[id]
-	return ch != nil && ch.banned > c.now
+func (c *Core) banned(who *identity) bool {
+	a := c.accused[who.name]
+	return a != nil && a.banned > c.now
 }
 
 // report takes in an accusation. Whatever it says, two neighbours are kept
@@ -41,7 +34,7 @@ func (c *Core) report(by *peer, rep Report) {
 		c.estrange(m, a)
 	}
 	if rep.Reason == ReasonLiar {
-		c.accuse(by.id, accused)
+		c.accuse(by.who, accused.who)
 	}
 	if m != nil {
 		c.pump(m.swarm)
@@ -69,35 +62,74 @@ func (c *Core) estrange(m, a *member) {
 	c.topUp(a)
 }
 
-// accuse bans a peer that enough others call a liar.
-func (c *Core) accuse(by PeerID, p *peer) {
-	ch := c.charges[p.id]
-	if ch == nil {
-		if len(c.charges) >= c.cfg.MaxPeers {
+// accuse bans an identity that enough others call a liar. Only certificates
+// count, on both sides: an address has as many names as it likes, and one that
+// is shared would be banned for all. Only an identity that had the accused as
+// a neighbour can have been harmed by it. And no more than a third of the
+// identities are banned: when most are accused, it is the accusers who lie, or
+// something else is wrong.
+func (c *Core) accuse(by, who *identity) {
+	if by == who || !by.proven || !who.proven || !slices.Contains(by.met, who.name) {
+		return
+	}
+	a := c.accused[who.name]
+	if a == nil {
+		if len(c.accused) >= c.cfg.MaxPeers {
 			return
 		}
-		ch = &charge{since: c.now}
-		c.charges[p.id] = ch
-		c.charged = append(c.charged, p.id)
+		a = &accusation{since: c.now}
+		c.accused[who.name] = a
+		c.accusedAt = append(c.accusedAt, who.name)
 	}
-	if ch.banned > c.now || slices.Contains(ch.accusers, by) {
+	if a.banned > c.now || slices.Contains(a.accusers, by.name) {
 		return
 	}
-	ch.accusers = append(ch.accusers, by)
-	if len(ch.accusers) < c.cfg.BanVotes {
+	if len(a.accusers) < c.cfg.BanVotes {
+		a.accusers = append(a.accusers, by.name)
+	}
+	if len(a.accusers) < c.cfg.BanVotes || 3*(c.bans()+1) > len(c.identities) {
 		return
 	}
-	ch.banned = c.now + c.cfg.BanFor
-	ch.since = c.now
+	a.banned, a.since = c.now+c.cfg.BanFor, c.now
+	for _, id := range c.peersOf(who) {
+		c.ban(c.peers[id])
+	}
+}
+
+// bans counts the identities that are banned.
+func (c *Core) bans() int {
+	n := 0
+	for _, name := range c.accusedAt {
+		if c.accused[name].banned > c.now {
+			n++
+		}
+	}
+	return n
+}
+
+// peersOf returns the peers of an identity, in order.
+func (c *Core) peersOf(who *identity) []PeerID {
+	var ids []PeerID
+	for id, p := range c.peers {
+		if p.who == who {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// ban tells a peer and its neighbours, and takes it out of all swarms.
+func (c *Core) ban(p *peer) {
+	msg := &Ban{Peer: p.id, For: c.cfg.BanFor}
 	c.epoch++
-	ban := &Ban{Peer: p.id, For: c.cfg.BanFor}
 	p.epoch = c.epoch
-	c.sendPeer(p, ban)
+	c.sendPeer(p, msg)
 	for _, m := range p.list {
 		for _, n := range m.links {
 			if n.peer.epoch != c.epoch {
 				n.peer.epoch = c.epoch
-				c.send(n, ban)
+				c.send(n, msg)
 			}
 		}
 	}
@@ -106,17 +138,17 @@ func (c *Core) accuse(by PeerID, p *peer) {
 	}
 }
 
-// tickCharges forgets charges that are as old as a ban is long.
-func (c *Core) tickCharges() {
+// tickAccused forgets accusations that are as old as a ban is long.
+func (c *Core) tickAccused() {
 	i := 0
-	for ; i < len(c.charged); i++ {
-		ch := c.charges[c.charged[i]]
-		if c.now < max(ch.since+c.cfg.BanFor, ch.banned) {
+	for ; i < len(c.accusedAt); i++ {
+		a := c.accused[c.accusedAt[i]]
+		if c.now < max(a.since+c.cfg.BanFor, a.banned) {
 			break
 		}
-		delete(c.charges, c.charged[i])
+		delete(c.accused, c.accusedAt[i])
 	}
-	c.charged = c.charged[i:]
+	c.accusedAt = c.accusedAt[i:]
 }
 
 // missing helps a peer to pieces that it cannot find: it gets the one that is
@@ -127,27 +159,27 @@ func (c *Core) missing(m *member, runs []Run) {
 		return
 	}
 	m.missed = c.now
+	if r.ledger == nil {
+		// Everybody was to fetch from the seeds, and one cannot.
+		c.seedless(sw, r)
+	}
 	l := r.ledger
 	budget := missingMost
 	for _, run := range runs[:min(len(runs), missingMost)] {
 		run = sw.clip(run)
 		for p := run.First; p < run.End() && budget > 0; p++ {
 			budget--
-			var from *member
-			switch {
-			case l == nil:
-				from = c.importSource(sw, r, p)
-			case l.state[p] != held:
+			if l.state[p] != held {
 				continue
-			case l.owner[p] == m: // it has lost it
+			}
+			from := l.owner[p]
+			if from == m { // it has lost it
 				c.mark(sw, r, p, free, nil)
 				continue
-			default:
-				from = l.owner[p]
 			}
-			if from != nil && from != m && !slices.Contains(m.shun, from.peer.id) {
+			if !slices.Contains(m.shun, from.peer.id) {
 				c.send(m, &Assign{Blob: sw.blob, Run: Run{p, 1}, From: c.neighbour(m, from, true)})
-			} else if l != nil && from != nil && from != m {
+			} else {
 				// Known to hold it, and known not to serve it.
 				c.mark(sw, r, p, free, nil)
 			}

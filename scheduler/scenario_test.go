@@ -69,7 +69,7 @@ func play(t *testing.T, text string) string {
 
 // run performs one command:
 //
-//	hello PEER ZONE [BLOB=SIZE …]
+//	hello PEER ZONE [id=IDENTITY | cert=IDENTITY] [BLOB=SIZE …]
 //	join PEER BLOB SIZE [origin] [again] [have=RUNS] [bringing=RUNS] [source=NAME]
 //	have PEER BLOB RUNS        complete PEER BLOB SIZE    sized PEER BLOB SIZE
 //	giveback PEER BLOB RUN REASON [AFTER]
@@ -116,6 +116,10 @@ func (s *scenario) run(w []string) error {
 		h := Hello{Addr: string(p) + ":4401", Zone: arg(2)}
 		for _, kv := range w[min(3, len(w)):] {
 			blob, n, _ := strings.Cut(kv, "=")
+			if blob == "id" || blob == "cert" {
+				h.Identity, h.Proven = n, blob == "cert"
+				continue
+			}
 			h.Inventory = append(h.Inventory, Holding{Digest(blob), size(n)})
 		}
 		in = h

@@ -16,9 +16,18 @@ type swarm struct {
 	rings   []*ring
 	members int
 	wanters int
-	seeds   int
+	seeds   int // proved or not
 	place   int // in Core.blobs
-	livePos int // in Core.live, -1 when not there
+	// first is the identity of the first member; mixed says that there was
+	// a member of another one.
+	first *identity
+	mixed bool
+	// hope is until when unproved seeds keep others from the origin, trial
+	// when one of them is tried again after that, and trials how often that
+	// brought nothing.
+	hope, trial time.Duration
+	trials      int
+	livePos     int // in Core.live, -1 when not there
 
 	// Per piece, one bit per ring; nil while no ring has a ledger.
 	held []uint64   // rings in which a peer is known to have it
@@ -50,9 +59,13 @@ type member struct {
 	streams int16
 	imports int16
 	cross   int16 // links into other zones
-	fails   int8  // times in a row that it did not reach the origin
+	fails   int8  // times in a row that it did not reach the origin or, complete, did not serve
+	pieces  int32 // that its identity is charged for
 
 	want, complete, origin, reserved, gone bool
+	// proved: somebody was assigned a piece from this member and got it; own:
+	// nobody but a peer of its own identity did.
+	proved, own bool
 
 	cool   time.Duration // nothing is assigned to it, or from it, before this
 	dry    time.Duration // no run from the origin before this
@@ -65,11 +78,12 @@ type member struct {
 // The rolls that a member can stand in. Each is a slice with the member's
 // position kept, so that entering, leaving and drawing lots cost O(1).
 const (
-	rollAll  = iota
-	rollWant // wants the blob
-	rollAble // wants it and may ask the origin
-	rollSeed // holds it whole
-	rollPeer // peer.list
+	rollAll  = iota // may be a neighbour
+	rollWant        // wants the blob
+	rollAble        // wants it and may ask the origin
+	rollSeed        // holds it whole, proved
+	rollNew         // says that it holds it whole
+	rollPeer        // peer.list
 	rolls
 )
 
@@ -97,6 +111,7 @@ type ring struct {
 	roll     [rollPeer][]*member
 	ledger   *ledger // nil: nothing is dealt out here
 	seedTurn int     // of the seeds that pieces come from
+	charged  bool    // its pieces count in Core.pieces
 	// rationed: the pieces of the ring's seeds are being dealt out; only
 	// who is assigned one may ask a seed for it.
 	rationed bool
@@ -114,7 +129,9 @@ func (sw *swarm) setSize(size int64) {
 	sw.n = piece.NewLayout(size).Count()
 }
 
-func (sw *swarm) ringFor(zone string) *ring {
+// ringOf returns the ring that members of a zone enter, or nil if it is not
+// made yet.
+func (sw *swarm) ringOf(zone string) *ring {
 	for _, r := range sw.rings {
 		if r.zone == zone {
 			return r
@@ -122,6 +139,13 @@ func (sw *swarm) ringFor(zone string) *ring {
 	}
 	if len(sw.rings) == maxRings {
 		return sw.rings[maxRings-1]
+	}
+	return nil
+}
+
+func (sw *swarm) ringFor(zone string) *ring {
+	if r := sw.ringOf(zone); r != nil {
+		return r
 	}
 	r := &ring{index: len(sw.rings), zone: zone}
 	sw.rings = append(sw.rings, r)
@@ -136,19 +160,27 @@ func (c *Core) admit(m *member) {
 		m.pos[i] = -1
 	}
 	m.head = -1
+	switch {
+	case sw.first == nil:
+		sw.first = p.who
+	case sw.first != p.who && !sw.mixed:
+		sw.mixed = true
+		c.demote(sw)
+	}
 	p.list = enroll(p.list, rollPeer, m)
 	p.blobs[sw.blob] = m
 	r := sw.ringFor(p.zone)
 	m.ring = r
 	sw.members++
 	c.promote(sw)
-	r.roll[rollAll] = enroll(r.roll[rollAll], rollAll, m)
 	if m.complete {
+		p.who.seeds++
 		sw.seeds++
-		r.roll[rollSeed] = enroll(r.roll[rollSeed], rollSeed, m)
-		m.reserved = r.rationed
+		r.roll[rollNew] = enroll(r.roll[rollNew], rollNew, m)
 		return
 	}
+	p.who.wants++
+	r.roll[rollAll] = enroll(r.roll[rollAll], rollAll, m)
 	sw.wanters++
 	r.roll[rollWant] = enroll(r.roll[rollWant], rollWant, m)
 	if m.origin {
@@ -162,7 +194,63 @@ func (c *Core) admit(m *member) {
 		c.probe(sw)
 		return
 	}
+	if sw.wanters == 1 {
+		sw.hope = max(c.now, sw.settled) + c.trust(sw)
+	}
+	c.charge(m)
 	c.deal(sw, r)
+}
+
+// trust is how long seeds from which nobody has got a piece are trusted.
+func (c *Core) trust(sw *swarm) time.Duration {
+	return c.cfg.Trust + c.cfg.Trust*time.Duration(piece.NewLayout(sw.size).Length())/piece.MaxLength
+}
+
+// prove notes that a peer has reported a piece from a member. A seed is one
+// that others rely on from then on.
+func (c *Core) prove(m, by *member) {
+	own := m.peer.who == by.peer.who
+	if own && m.swarm.mixed {
+		return
+	}
+	if m.proved {
+		m.own = m.own && own
+		return
+	}
+	m.proved, m.own = true, own
+	if !m.complete {
+		return
+	}
+	r := m.ring
+	r.roll[rollNew] = strike(r.roll[rollNew], rollNew, m)
+	r.roll[rollSeed] = enroll(r.roll[rollSeed], rollSeed, m)
+	m.swarm.trials, m.swarm.trial = 0, c.now
+	c.reserveSeed(m, r.rationed)
+	if m.pos[rollAll] < 0 {
+		r.roll[rollAll] = enroll(r.roll[rollAll], rollAll, m)
+		c.meet(m)
+	}
+}
+
+// demote takes the trust from seeds that only peers of their own identity
+// vouch for. That is enough as long as there is no other identity; then an
+// identity could only deceive itself.
+func (c *Core) demote(sw *swarm) {
+	for _, r := range sw.rings {
+		seeds := r.roll[rollSeed]
+		for i := len(seeds) - 1; i >= 0; i-- {
+			m := seeds[i]
+			if !m.own {
+				continue
+			}
+			m.proved, m.own = false, false
+			r.roll[rollSeed] = strike(r.roll[rollSeed], rollSeed, m)
+			r.roll[rollNew] = enroll(r.roll[rollNew], rollNew, m)
+		}
+		if len(r.roll[rollSeed]) == 0 && len(r.roll[rollWant]) > 0 && sw.n > 0 {
+			c.seedless(sw, r)
+		}
+	}
 }
 
 // unwant takes a member off the rolls of those who want the blob.
@@ -171,6 +259,8 @@ func (c *Core) unwant(m *member) {
 	r.roll[rollWant] = strike(r.roll[rollWant], rollWant, m)
 	c.unable(m)
 	m.want = false
+	m.peer.who.wants--
+	c.discharge(m)
 	sw.wanters--
 	if sw.wanters == 0 {
 		last := len(c.live) - 1
@@ -206,7 +296,13 @@ func (c *Core) graduate(m *member) {
 		sw.prober = nil
 	}
 	sw.seeds++
-	r.roll[rollSeed] = enroll(r.roll[rollSeed], rollSeed, m)
+	m.peer.who.seeds++
+	m.fails = 0
+	if m.proved = m.proved && !(m.own && sw.mixed); m.proved {
+		r.roll[rollSeed] = enroll(r.roll[rollSeed], rollSeed, m)
+	} else {
+		r.roll[rollNew] = enroll(r.roll[rollNew], rollNew, m)
+	}
 	c.lapse(m)
 	if len(r.roll[rollWant]) == 0 {
 		c.closeLedger(sw, r)
@@ -236,7 +332,9 @@ func (c *Core) leave(m *member) {
 	}
 	if m.complete {
 		sw.seeds--
+		p.who.seeds--
 		r.roll[rollSeed] = strike(r.roll[rollSeed], rollSeed, m)
+		r.roll[rollNew] = strike(r.roll[rollNew], rollNew, m)
 	}
 	c.part(m)
 	if sw.members == 0 {
@@ -249,7 +347,7 @@ func (c *Core) leave(m *member) {
 	}
 	if len(r.roll[rollWant]) == 0 {
 		c.closeLedger(sw, r)
-	} else if m.complete && len(r.roll[rollSeed]) == 0 {
+	} else if m.proved && len(r.roll[rollSeed]) == 0 {
 		c.seedless(sw, r)
 	}
 	c.pump(sw)
@@ -275,16 +373,24 @@ func (c *Core) pump(sw *swarm) {
 }
 
 // served reports whether there is a seed to bring pieces from. Those that
-// stalled lately are none: what says that it has the blob, and sends nothing,
-// must not keep the others from the origin.
+// stalled lately are none, and after a while those from which nobody has got
+// a piece: a peer that says that it has the blob, and sends nothing, must not
+// keep the others from the origin.
 func (c *Core) served(sw *swarm) bool {
-	const look = 64 // seeds of a zone, so that it costs little where all stall
 	for _, r := range sw.rings {
-		seeds := r.roll[rollSeed]
-		for _, m := range seeds[:min(len(seeds), look)] {
-			if m.cool <= c.now {
-				return true
-			}
+		if ready(r.roll[rollSeed], c.now) || c.now < sw.hope && ready(r.roll[rollNew], c.now) {
+			return true
+		}
+	}
+	return false
+}
+
+// ready reports whether one of the seeds has not stalled lately.
+func ready(seeds []*member, now time.Duration) bool {
+	const look = 64 // so that it costs little where all stall
+	for _, m := range seeds[:min(len(seeds), look)] {
+		if m.cool <= now {
+			return true
 		}
 	}
 	return false
@@ -327,10 +433,23 @@ func (c *Core) resize(sw *swarm, size int64) {
 	c.swarms[Holding{sw.blob, size}] = sw
 	sw.setSize(size)
 	sw.prober = nil
+	sw.hope = max(c.now, sw.settled) + c.trust(sw)
+	var over []*member // those whose identity has no room for so many pieces
 	for _, r := range sw.rings {
-		for _, m := range r.roll[rollAll] {
+		for _, m := range r.roll[rollWant] {
 			c.news(m)
+			if !c.affords(m.peer.who, sw.n, !r.charged) {
+				over = append(over, m)
+				continue
+			}
+			c.charge(m)
 		}
+	}
+	for _, m := range over {
+		c.refuse(m.peer, sw.blob, ReasonFull)
+		c.leave(m)
+	}
+	for _, r := range sw.rings {
 		c.deal(sw, r)
 	}
 	c.pump(sw)

@@ -108,7 +108,7 @@ func (g *overGRPC) serve(t *testing.T, ctx context.Context, addr string, srv *se
 	go func() {
 		defer done()
 		err := wire.Serve(ctx, lis, cfg, func(ctx context.Context, c *wire.Conn) error {
-			return srv.Serve(ctx, server.Remote{ID: c.ID, Names: c.Names, Seen: c.Seen}, c)
+			return srv.Serve(ctx, server.Remote{ID: c.ID, Names: c.Names, Seen: c.Seen, Identity: c.Identity}, c)
 		})
 		if err != nil {
 			t.Error(err)
@@ -279,14 +279,16 @@ func (d *daemon) waitReachable(t *testing.T, want bool) {
 	d.wait(t, fmt.Sprintf("reachable %v", want), func() bool { return len(d.reachable) > 0 && d.reachable[len(d.reachable)-1] == want })
 }
 
-// waitNeighbour waits until d is told of another as its neighbour for a blob.
+// waitNeighbour waits until d is told of another as its neighbour for a blob,
+// or as the one to ask for a piece of it.
 func (d *daemon) waitNeighbour(t *testing.T, blob scheduler.Digest, other scheduler.PeerID) {
 	t.Helper()
 	d.wait(t, fmt.Sprintf("%s as neighbour for %s", other, blob[:12]), func() bool {
 		_, found := heard(d, func(s *scheduler.Swarm) bool {
 			return s.Blob == blob && slices.ContainsFunc(s.Add, func(n scheduler.Neighbour) bool { return n.Peer == other })
 		})
-		return found
+		_, assigned := heard(d, func(a *scheduler.Assign) bool { return a.Blob == blob && a.From.Peer == other })
+		return found || assigned
 	})
 }
 

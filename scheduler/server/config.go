@@ -30,6 +30,9 @@ type Config struct {
 	// many at once, default 40,000: more than an inventory of
 	// Core.MaxBlobs. One that sends more is read more slowly.
 	Rate, Burst int
+	// IdentityRate and IdentityBurst bound in the same way what all daemons
+	// of one identity send, default 8000 and 160,000.
+	IdentityRate, IdentityBurst int
 	// Jobs hears what concerns preheat jobs. Nil: nobody does.
 	Jobs Jobs
 	// Log is where the server says what happens. Nil: slog.Default.
@@ -62,10 +65,12 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.SendTimeout, 10*time.Second)
 	def(&c.Rate, 2000)
 	def(&c.Burst, 40_000)
+	def(&c.IdentityRate, 8000)
+	def(&c.IdentityBurst, 160_000)
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	if c.Tick < 0 || c.MaxPeers < 0 || c.Queue < 0 || c.SendTimeout < 0 || c.Rate < 0 || c.Burst < 0 {
+	if c.Tick < 0 || c.MaxPeers < 0 || c.Queue < 0 || c.SendTimeout < 0 || c.Rate < 0 || c.Burst < 0 || c.IdentityRate < 0 || c.IdentityBurst < 0 {
 		return c, fmt.Errorf("scheduler server: a bound is negative: %+v", c)
 	}
 	return c, nil

@@ -22,10 +22,12 @@ type Server struct {
 	// stopped is closed when Run takes in no more.
 	stopped chan struct{}
 
-	// mu guards closing, and that nobody enters streams once it is set.
-	mu      sync.Mutex
-	closing bool
-	streams sync.WaitGroup
+	// mu guards closing, that nobody enters streams once it is set, and
+	// accounts.
+	mu       sync.Mutex
+	closing  bool
+	streams  sync.WaitGroup
+	accounts map[string]*account // by identity
 
 	// What follows belongs to Run's goroutine.
 	core     *scheduler.Core
@@ -64,6 +66,7 @@ func New(cfg Config) (*Server, error) {
 		stopped:  make(chan struct{}),
 		core:     scheduler.New(*cfg.Core),
 		sessions: map[scheduler.PeerID]*session{},
+		accounts: map[string]*account{},
 	}, nil
 }
 
@@ -86,6 +89,7 @@ func (s *Server) Run(ctx context.Context) error {
 			s.post(s.core.Tick(s.now()))
 			if ticks++; ticks%10 == 0 {
 				s.findStuck()
+				s.settleAccounts()
 			}
 		case <-ctx.Done():
 			s.stop()
@@ -176,6 +180,8 @@ func (s *Server) attach(sess *session) error {
 		return &Refusal{scheduler.ReasonRefused, "the name is in use from another address"}
 	case old == nil && len(s.sessions) >= s.cfg.MaxPeers:
 		return &Refusal{scheduler.ReasonFull, "too many daemons"}
+	case !s.core.Admits(sess.id, sess.hello.Identity):
+		return &Refusal{scheduler.ReasonFull, "too many daemons with one certificate, or from one address"}
 	}
 	if old != nil {
 		old.end(errReplaced)
@@ -240,7 +246,7 @@ func (s *Server) post(outs []scheduler.Out) {
 			if sess == nil {
 				continue
 			}
-			if !sess.queue.Push(out.Msg) {
+			if !sess.push(out.Msg) {
 				s.drop(sess, errNotReading)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +26,9 @@ type Remote struct {
 	Names []string
 	// Seen is the address that it connects from.
 	Seen netip.Addr
+	// Identity is who answers for the daemon: see scheduler.Hello. Empty: it
+	// answers for itself.
+	Identity string
 }
 
 // Stream is a daemon's stream. Send and Recv are called by one goroutine each,
@@ -58,6 +62,7 @@ var (
 	errStopping   = &Refusal{scheduler.ReasonUnreachable, "this scheduler stops"}
 	errReplaced   = &Refusal{scheduler.ReasonUnwanted, "the daemon has connected anew"}
 	errNotReading = &Refusal{scheduler.ReasonStalled, "the daemon does not read"}
+	errTooMuch    = &Refusal{scheduler.ReasonFull, "too much at once with one certificate, or from one address"}
 )
 
 // maxSend is how many messages go into one Send.
@@ -69,6 +74,14 @@ type session struct {
 	seen   netip.Addr
 	proven bool
 	hello  scheduler.Hello
+
+	account *account
+
+	// mu guards queued, the bytes in queue or being sent, and that it does
+	// not grow once over is set.
+	mu     sync.Mutex
+	queued int64
+	over   bool
 
 	ctx   context.Context
 	end   context.CancelCauseFunc
@@ -103,7 +116,13 @@ func (s *Server) Serve(ctx context.Context, remote Remote, stream Stream) error 
 		stream.Close(err)
 		return err
 	}
-	sess, err := s.admit(ctx, remote, first)
+	identity := remote.Identity
+	if identity == "" {
+		identity = "peer " + string(remote.ID)
+	}
+	account := s.open(identity)
+	defer s.close(account)
+	sess, err := s.admit(ctx, remote, account, first)
 	if err != nil {
 		stream.Close(err)
 		s.log.Warn("daemon refused", "peer", remote.ID, "from", remote.Seen, "cause", err)
@@ -124,6 +143,7 @@ func (s *Server) Serve(ctx context.Context, remote Remote, stream Stream) error 
 	<-closed
 	<-written
 	s.mail(sess, mail{from: sess, detach: true})
+	sess.settle()
 	if err = sess.cause(); errors.Is(err, io.EOF) {
 		return nil
 	}
@@ -131,7 +151,7 @@ func (s *Server) Serve(ctx context.Context, remote Remote, stream Stream) error 
 }
 
 // admit checks who a daemon says that it is and makes its session known.
-func (s *Server) admit(ctx context.Context, remote Remote, first []scheduler.In) (*session, error) {
+func (s *Server) admit(ctx context.Context, remote Remote, account *account, first []scheduler.In) (*session, error) {
 	if len(first) == 0 {
 		return nil, &Refusal{scheduler.ReasonInvalid, "the stream does not begin with hello"}
 	}
@@ -149,8 +169,9 @@ func (s *Server) admit(ctx context.Context, remote Remote, first []scheduler.In)
 		return nil, err
 	}
 	hello.Addr = addr
+	hello.Identity, hello.Proven = remote.Identity, remote.Names != nil
 	sess := &session{
-		id: remote.ID, seen: remote.Seen, proven: remote.Names != nil, hello: hello,
+		id: remote.ID, seen: remote.Seen, proven: remote.Names != nil, hello: hello, account: account,
 		queue: outbox.New[any](s.cfg.Queue), taken: make(chan struct{}, 1),
 	}
 	sess.ctx, sess.end = context.WithCancelCause(ctx)
@@ -192,24 +213,88 @@ func (s *Server) read(sess *session, stream Stream, msgs []scheduler.In) error {
 				return &Refusal{scheduler.ReasonInvalid, "hello is said once"}
 			}
 		}
-		if len(msgs) > 0 {
-			if err := pace.WaitN(sess.ctx, min(weight(msgs), s.cfg.Burst)); err != nil {
-				return sess.cause()
-			}
-			if !s.mail(sess, mail{from: sess, msgs: msgs}) {
-				return errStopping
-			}
-			select {
-			case <-sess.taken:
-			case <-s.stopped:
-				return errStopping
-			}
+		size := sizeOf(msgs...)
+		if sess.account.held.Add(size) > maxHeld {
+			sess.account.held.Add(-size)
+			return errTooMuch
 		}
-		var err error
+		err := s.hand(sess, pace, msgs)
+		sess.account.held.Add(-size)
+		if err != nil {
+			return err
+		}
+		msgs = nil // it may be long until there are others
 		if msgs, err = stream.Recv(); err != nil {
 			return err
 		}
 	}
+}
+
+// hand hands messages to the core, a few at a time, at the rate of the daemon
+// and that of its identity.
+func (s *Server) hand(sess *session, pace *rate.Limiter, msgs []scheduler.In) error {
+	if len(msgs) == 0 {
+		return nil
+	}
+	n := weight(msgs)
+	if pace.WaitN(sess.ctx, min(n, s.cfg.Burst)) != nil || sess.account.pace.WaitN(sess.ctx, min(n, s.cfg.IdentityBurst)) != nil {
+		return sess.cause()
+	}
+	for part := range slices.Chunk(msgs, atOnce) {
+		select {
+		case sess.account.turn <- struct{}{}:
+		case <-sess.ctx.Done():
+			return sess.cause()
+		}
+		err := s.deliver(sess, part)
+		<-sess.account.turn
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deliver returns when the core has taken messages in.
+func (s *Server) deliver(sess *session, msgs []scheduler.In) error {
+	if !s.mail(sess, mail{from: sess, msgs: msgs}) {
+		return errStopping
+	}
+	select {
+	case <-sess.taken:
+		return nil
+	case <-s.stopped:
+		return errStopping
+	}
+}
+
+// push puts a message into the session's queue, and reports whether it had
+// room.
+func (s *session) push(msg any) bool {
+	if !s.count(sizeOf(msg)) {
+		return false
+	}
+	return s.queue.Push(msg)
+}
+
+// count takes note that so many bytes more wait for the daemon, or fewer if n
+// is negative. It reports whether they may.
+func (s *session) count(n int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return true // nothing waits any more
+	}
+	s.queued += n
+	return s.account.queued.Add(n) <= maxQueued || s.queued <= fairQueued
+}
+
+// settle takes note that nothing waits for the daemon any more.
+func (s *session) settle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.account.queued.Add(-s.queued)
+	s.queued, s.over = 0, true
 }
 
 // weight is what messages count towards Config.Rate.
@@ -254,7 +339,9 @@ func (s *Server) write(sess *session, stream Stream) {
 		if len(msgs) == 0 {
 			continue
 		}
-		if err := s.send(sess, func() error { return stream.Send(msgs) }); err != nil {
+		err := s.send(sess, func() error { return stream.Send(msgs) })
+		sess.count(-sizeOf(msgs...))
+		if err != nil {
 			sess.end(err)
 			return
 		}

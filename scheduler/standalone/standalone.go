@@ -152,7 +152,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		}
 		swarms.Go(func() error {
 			return wire.Serve(ctx, s.daemons, cfg, func(ctx context.Context, c *wire.Conn) error {
-				return s.server.Serve(ctx, server.Remote{ID: c.ID, Names: c.Names, Seen: c.Seen}, c)
+				return s.server.Serve(ctx, server.Remote{ID: c.ID, Names: c.Names, Seen: c.Seen, Identity: c.Identity}, c)
 			})
 		})
 		return swarms.Wait()

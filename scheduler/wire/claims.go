@@ -21,6 +21,12 @@ const (
 	// MaxSize is the largest size of a blob in bytes.
 	MaxSize = 1 << 50
 
+	// maxReceived is the most that a scheduler takes of a daemon: a batch, and
+	// one message more with the longest bitfield. window is how much of it
+	// waits unread.
+	maxReceived = 288 << 10
+	window      = 64 << 10
+
 	maxBatch      = 1024      // messages in one gRPC message
 	batchBytes    = 128 << 10 // one more message begins another gRPC message
 	maxRuns       = 1024

@@ -55,11 +55,11 @@ type limited struct {
 	// mu guards open and hosts.
 	mu    sync.Mutex
 	open  int
-	hosts map[netip.Addr]int
+	hosts map[netip.Prefix]int
 }
 
 func limit(lis net.Listener, most, perHost int) *limited {
-	return &limited{Listener: lis, most: most, perHost: perHost, hosts: map[netip.Addr]int{}}
+	return &limited{Listener: lis, most: most, perHost: perHost, hosts: map[netip.Prefix]int{}}
 }
 
 // Accept implements net.Listener.
@@ -69,9 +69,9 @@ func (l *limited) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		var host netip.Addr
+		var host netip.Prefix
 		if addr, err := netip.ParseAddrPort(conn.RemoteAddr().String()); err == nil {
-			host = addr.Addr().Unmap()
+			host = network(addr.Addr().Unmap())
 		}
 		if l.enter(host) {
 			return &slotted{Conn: conn, leave: sync.OnceFunc(func() { l.leave(host) })}, nil
@@ -80,7 +80,7 @@ func (l *limited) Accept() (net.Conn, error) {
 	}
 }
 
-func (l *limited) enter(host netip.Addr) bool {
+func (l *limited) enter(host netip.Prefix) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.open >= l.most || l.hosts[host] >= l.perHost {
@@ -91,7 +91,7 @@ func (l *limited) enter(host netip.Addr) bool {
 	return true
 }
 
-func (l *limited) leave(host netip.Addr) {
+func (l *limited) leave(host netip.Prefix) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.open--

@@ -2,11 +2,14 @@ package wire
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -31,7 +34,8 @@ type ServeConfig struct {
 	// name; TLS 1.3 at least, whatever it says. Nil: plaintext.
 	TLS *tls.Config
 	// MaxConns bounds the connections, default 20,000; MaxConnsPerHost
-	// those from one address, default 512. One too many is closed at once.
+	// those from one address (of IPv6: one /64), default 192. One too many is
+	// closed at once.
 	MaxConns, MaxConnsPerHost int
 	// HelloTimeout is how long a connection may take for its TLS handshake,
 	// and a stream for its Hello, default 10 s each.
@@ -50,7 +54,7 @@ type ServeConfig struct {
 
 func (c ServeConfig) withDefaults() ServeConfig {
 	def(&c.MaxConns, 20_000)
-	def(&c.MaxConnsPerHost, 512)
+	def(&c.MaxConnsPerHost, 192)
 	def(&c.HelloTimeout, 10*time.Second)
 	def(&c.Keepalive, 10*time.Second)
 	def(&c.Grace, 2*time.Second)
@@ -75,6 +79,9 @@ type Conn struct {
 	Names []string
 	// Seen is the address that it connects from.
 	Seen netip.Addr
+	// Identity is who answers for the daemon, whatever name it claims: all
+	// names of its certificate, or its address (of IPv6: the /64).
+	Identity string
 
 	stream grpc.BidiStreamingServer[wirepb.ToScheduler, wirepb.FromScheduler]
 	raw    net.Conn
@@ -106,8 +113,11 @@ func Serve(ctx context.Context, lis net.Listener, cfg ServeConfig, handle func(c
 	}
 	srv := grpc.NewServer(
 		grpc.Creds(creds),
-		grpc.MaxRecvMsgSize(MaxMessage), grpc.MaxSendMsgSize(MaxMessage),
-		grpc.MaxConcurrentStreams(8), grpc.MaxHeaderListSize(16<<10),
+		grpc.MaxRecvMsgSize(maxReceived), grpc.MaxSendMsgSize(MaxMessage),
+		// A daemon opens one stream. A window that grew with the link would
+		// let it have megabytes wait here.
+		grpc.MaxConcurrentStreams(1), grpc.MaxHeaderListSize(16<<10),
+		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
 		grpc.ConnectionTimeout(cfg.HelloTimeout),
 		// A daemon's messages are small and few, so that buffers for each
 		// of ten thousand would hold nothing most of the time.
@@ -154,6 +164,7 @@ func (s *service) Connect(stream grpc.BidiStreamingServer[wirepb.ToScheduler, wi
 	if addr, err := netip.ParseAddrPort(from.Addr.String()); err == nil {
 		c.Seen = addr.Addr().Unmap()
 	}
+	c.Identity = identity(c.Names, c.Seen)
 	err := c.hello(s.cfg.HelloTimeout)
 	if err == nil {
 		err = s.handle(stream.Context(), c)
@@ -322,6 +333,32 @@ func toStatus(err error) error {
 		code = codes.ResourceExhausted
 	}
 	return status.Error(code, detail)
+}
+
+// identity returns who answers for a daemon. A certificate is one identity,
+// whichever of its names the daemon claims.
+func identity(names []string, seen netip.Addr) string {
+	if names != nil {
+		sorted := slices.Clone(names)
+		slices.Sort(sorted)
+		sum := sha256.Sum256([]byte(strings.Join(sorted, "\n")))
+		return "certificate " + hex.EncodeToString(sum[:16])
+	}
+	return "address " + network(seen).String()
+}
+
+// network returns what one host can have without further cost: an address of
+// IPv4, a /64 of IPv6.
+func network(addr netip.Addr) netip.Prefix {
+	bits := addr.BitLen()
+	if addr.Is6() {
+		bits = 64
+	}
+	p, err := addr.WithZone("").Prefix(bits)
+	if err != nil {
+		return netip.Prefix{} // of no address
+	}
+	return p
 }
 
 // names are what a certificate proves: its DNS names, URIs and addresses,
