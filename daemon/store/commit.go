@@ -149,10 +149,11 @@ func (p *Partial) rename(verifiedAs fileInfo) error {
 	}
 	p.path, p.committed = path, true
 	s.index.drop(e)
+	blob := &entry{digest: e.digest, size: e.size, proof: newProof(e.size), touched: time.Now()}
 	if old := s.index.blobs[e.digest]; old != nil {
+		blob.marked = old.marked
 		s.index.drop(old)
 	}
-	blob := &entry{digest: e.digest, size: e.size, proof: newProof(e.size), touched: time.Now()}
 	// The bytes were hashed on their way to the disk and again by Verify.
 	// Renaming changed the ctime, so the identity is taken after it.
 	if info, err := p.data.stat(); err == nil && info.size == verifiedAs.size && info.mtime == verifiedAs.mtime {

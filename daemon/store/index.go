@@ -20,6 +20,7 @@ type entry struct {
 	elem    *list.Element
 	touched time.Time // when its use was last written to disk; zero: not by us
 	keep    time.Time // not evicted before
+	marked  bool      // see Store.Mark
 
 	proof *proof // of a complete blob: what is known of its bytes
 }
@@ -176,6 +177,12 @@ func (s *Store) removeFilesLocked(e *entry) error {
 	path, beside := s.blobPath(e.digest), sidecarSuffix
 	if e.partial {
 		path, beside = s.partialPath(e.digest), journalSuffix
+	}
+	if e.marked {
+		// First, so that no mark outlives its blob.
+		if err := s.fs.removeAll(path + markSuffix); err != nil {
+			return err
+		}
 	}
 	if err := s.fs.removeAll(path); err != nil {
 		return err

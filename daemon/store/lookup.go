@@ -34,6 +34,7 @@ func (s *Store) Pending(d digest.Digest) (size int64, ok bool) {
 type Held struct {
 	Digest digest.Digest
 	Size   int64
+	Marked bool // see Store.Mark
 }
 
 // Inventory returns the complete blobs, most recently used first, at most
@@ -44,7 +45,7 @@ func (s *Store) Inventory(limit int) []Held {
 	held := make([]Held, 0, min(limit, len(s.index.blobs)))
 	for el := s.index.order.Front(); el != nil && len(held) < limit; el = el.Next() {
 		if e := el.Value.(*entry); !e.partial {
-			held = append(held, Held{e.digest, e.size})
+			held = append(held, Held{e.digest, e.size, e.marked})
 		}
 	}
 	return held

@@ -55,7 +55,7 @@ func TestInventory(t *testing.T) {
 	if _, err := s.Partial(digest.FromString("unfinished"), 10); err != nil {
 		t.Fatal(err)
 	}
-	want := []Held{{b, int64(len(large))}, {a, int64(len(small))}}
+	want := []Held{{Digest: b, Size: int64(len(large))}, {Digest: a, Size: int64(len(small))}}
 	if got := s.Inventory(10); !slices.Equal(got, want) {
 		t.Errorf("inventory is %v, want %v", got, want)
 	}

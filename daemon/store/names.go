@@ -15,6 +15,7 @@ import (
 const (
 	sidecarSuffix = ".pieces"
 	journalSuffix = ".journal"
+	markSuffix    = ".public"
 )
 
 // algorithms are those under which blobs are stored. The hash must be able to

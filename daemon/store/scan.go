@@ -79,7 +79,7 @@ func (s *Store) scanShard(alg digest.Algorithm, hexLen int, dir string) (blobs [
 		return nil, err
 	}
 	for name := range names {
-		hex := strings.TrimSuffix(name, sidecarSuffix)
+		hex := strings.TrimSuffix(strings.TrimSuffix(name, sidecarSuffix), markSuffix)
 		if !isHex(hex, hexLen) || hex[:2] != filepath.Base(dir) || hex != name && names[hex] {
 			continue
 		}
@@ -90,11 +90,11 @@ func (s *Store) scanShard(alg digest.Algorithm, hexLen int, dir string) (blobs [
 			side.size == sidecarSize(piece.NewLayout(data.size)) {
 			e := &entry{digest: digest.NewDigestFromEncoded(alg, hex), size: data.size}
 			e.proof = newProof(data.size)
-			e.keep = keepFrom(side.mtime)
+			e.keep, e.marked = keepFrom(side.mtime), names[hex+markSuffix]
 			blobs = append(blobs, found{e, side.mtime})
 			continue
 		}
-		if rerr := s.removeOrphan(path, sidecarSuffix); rerr != nil && !isDiskTrouble(rerr) {
+		if rerr := s.removeOrphan(path, sidecarSuffix, markSuffix); rerr != nil && !isDiskTrouble(rerr) {
 			return nil, rerr
 		}
 	}
@@ -148,9 +148,13 @@ func (s *Store) readPartial(path string) (size, mtime int64, ok bool) {
 	return l.Size(), info.mtime, err == nil && l.Size() == data.size
 }
 
-func (s *Store) removeOrphan(path, suffix string) error {
+func (s *Store) removeOrphan(path string, suffixes ...string) error {
 	s.log.Info("removing what an interrupted run left", "path", path)
-	if err := errors.Join(s.fs.removeAll(path), s.fs.removeAll(path+suffix)); err != nil {
+	err := s.fs.removeAll(path)
+	for _, suffix := range suffixes {
+		err = errors.Join(err, s.fs.removeAll(path+suffix))
+	}
+	if err != nil {
 		return fmt.Errorf("store: removing an orphan: %w", err)
 	}
 	return nil

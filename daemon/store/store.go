@@ -11,6 +11,7 @@
 //	lock                             flock(2) of the one daemon, beside that of the directory
 //	blobs/<alg>/<2 hex>/<hex>        a complete blob
 //	blobs/<alg>/<2 hex>/<hex>.pieces its piece sums; see sidecar.go
+//	blobs/<alg>/<2 hex>/<hex>.public empty: the blob is marked; see mark.go
 //	partial/<alg>-<hex>              an unfinished blob, sparse, at final offsets
 //	partial/<alg>-<hex>.journal      which pieces it claims to have; see journal.go
 //
