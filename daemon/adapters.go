@@ -103,15 +103,27 @@ func fetchError(err error) error {
 	}
 }
 
-// mirrorOrigin is the client of origins as package mirror wants it.
-type mirrorOrigin struct{ *origin.Client }
+// mirrorOrigin is the clients of origins as package mirror wants them.
+type mirrorOrigin struct {
+	client *origin.Client
+	// anybody has no credential of any kind, for callers that are public.
+	anybody *origin.Client
+}
+
+// of returns the client that asks in the name of c.
+func (o mirrorOrigin) of(c mirror.Caller) *origin.Client {
+	if c.Public {
+		return o.anybody
+	}
+	return o.client
+}
 
 func target(c mirror.Caller, repo registry.Repository) origin.Target {
 	return origin.Target{Repository: repo, Authorization: c.Authorization, Anonymous: c.Anonymous}
 }
 
 func (o mirrorOrigin) Manifest(ctx context.Context, c mirror.Caller, repo registry.Repository, tag string, accept []string) (mirror.Manifest, error) {
-	m, err := o.Client.Manifest(ctx, target(c, repo), tag, accept)
+	m, err := o.of(c).Manifest(ctx, target(c, repo), tag, accept)
 	if err != nil {
 		return mirror.Manifest{}, err
 	}
@@ -122,7 +134,7 @@ func (o mirrorOrigin) Manifest(ctx context.Context, c mirror.Caller, repo regist
 }
 
 func (o mirrorOrigin) HeadManifest(ctx context.Context, c mirror.Caller, repo registry.Repository, ref string, accept []string) (mirror.Descriptor, error) {
-	d, err := o.Client.HeadManifest(ctx, target(c, repo), ref, accept)
+	d, err := o.of(c).HeadManifest(ctx, target(c, repo), ref, accept)
 	if err != nil {
 		return mirror.Descriptor{}, err
 	}
@@ -130,11 +142,11 @@ func (o mirrorOrigin) HeadManifest(ctx context.Context, c mirror.Caller, repo re
 }
 
 func (o mirrorOrigin) HeadBlob(ctx context.Context, c mirror.Caller, repo registry.Repository, d digest.Digest) (int64, error) {
-	return o.Client.HeadBlob(ctx, target(c, repo), d)
+	return o.of(c).HeadBlob(ctx, target(c, repo), d)
 }
 
 func (o mirrorOrigin) Pass(ctx context.Context, c mirror.Caller, repo registry.Repository, path string, query url.Values, header http.Header) (*http.Response, error) {
-	return o.Client.Pass(ctx, target(c, repo), path, query, header)
+	return o.of(c).Pass(ctx, target(c, repo), path, query, header)
 }
 
 func (mirrorOrigin) Unavailable(err error) bool { return origin.IsUnavailable(err) }
@@ -149,8 +161,24 @@ func small(req mirror.Request) bool { return req.Manifest || req.Size > 0 && req
 type mirrorBlobs struct {
 	fetcher *fetch.Fetcher
 	store   *store.Store
-	client  *origin.Client
+	origins mirrorOrigin
+	sharing *sharing    // nil: there are no other nodes
 	pods    *precedence // nil: nobody waits
+}
+
+// unfinished reports whether a part of d is in the store and nothing adds to it.
+func (d *Daemon) unfinished(blob digest.Digest) bool {
+	_, pending := d.store.Pending(blob)
+	return pending && !d.fetcher.InFlight(blob)
+}
+
+// blobs returns what the mirror gets content from.
+func (d *Daemon) blobs() mirrorBlobs {
+	b := mirrorBlobs{fetcher: d.fetcher, store: d.store, origins: mirrorOrigin{d.client, d.anybody}, pods: d.pods}
+	if d.cluster != nil {
+		b.sharing = d.cluster.sharing
+	}
+	return b
 }
 
 func (b mirrorBlobs) Stat(d digest.Digest) (int64, bool) {
@@ -161,11 +189,9 @@ func (b mirrorBlobs) Stat(d digest.Digest) (int64, bool) {
 }
 
 func (b mirrorBlobs) Open(ctx context.Context, req mirror.Request) (mirror.Reader, error) {
-	r, err := b.fetcher.Open(ctx, fetch.Request{
-		Digest: req.Digest, Source: b.source(req), Offset: req.Offset, Proven: req.Proven,
-		Size: req.Size, AtHand: req.Body != nil, Whole: req.Whole, OpenEnd: req.OpenEnd,
-		MayPass: true, Small: small(req),
-	})
+	wanted := b.request(req)
+	wanted.MayPass = true
+	r, err := b.fetcher.Open(ctx, wanted)
 	if errors.Is(err, fetch.ErrUnproven) {
 		return nil, mirror.ErrUnproven
 	}
@@ -175,8 +201,18 @@ func (b mirrorBlobs) Open(ctx context.Context, req mirror.Request) (mirror.Reade
 	return b.pods.await(r), nil
 }
 
+// request is req as package fetch wants it.
+func (b mirrorBlobs) request(req mirror.Request) fetch.Request {
+	return fetch.Request{
+		Digest: req.Digest, Source: b.source(req), Offset: req.Offset, Proven: req.Proven,
+		Size: req.Size, AtHand: req.Body != nil, Whole: req.Whole, OpenEnd: req.OpenEnd, Small: small(req),
+		Private: b.sharing != nil && b.sharing.Local(req.Caller, req.Repo, req.Digest),
+		Public:  b.sharing != nil && b.sharing.may(req.Digest),
+	}
+}
+
 func (b mirrorBlobs) source(req mirror.Request) fetch.Source {
-	s := originSource{client: b.client, target: target(req.Caller, req.Repo), key: sourceKey(req.Caller, req.Repo), origin: req.Repo.String()}
+	s := originSource{client: b.origins.of(req.Caller), target: target(req.Caller, req.Repo), key: sourceKey(req.Caller, req.Repo), origin: req.Repo.String()}
 	if req.Manifest {
 		return manifestSource{s, req.Body}
 	}

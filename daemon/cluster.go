@@ -24,7 +24,6 @@ import (
 	"github.com/shoalproject/shoal/scheduler"
 	"github.com/shoalproject/shoal/scheduler/client"
 	"github.com/shoalproject/shoal/scheduler/jobs"
-	"github.com/shoalproject/shoal/scheduler/server"
 	"github.com/shoalproject/shoal/scheduler/wire"
 )
 
@@ -61,8 +60,8 @@ type cluster struct {
 	fetcher  *fetch.Fetcher
 	endpoint *peer.Endpoint
 	client   *client.Client
-	embedded *server.Server // nil if schedulers were named
-	preheats *preheater     // set before run
+	sharing  *sharing
+	preheats *preheater // set before run
 	listener net.Listener
 	removed  chan digest.Digest
 
@@ -87,9 +86,13 @@ type cluster struct {
 // peerID returns the ID by which a node goes on the peer wire.
 func peerID(name scheduler.PeerID) peer.ID { return peer.IDOf(string(name)) }
 
-// newCluster opens the node's place in the cluster. The store is set later:
-// it tells the cluster what it removes.
+// newCluster opens the node's place in the cluster, or returns nil where no
+// scheduler is named. The store is set later: it tells the cluster what it
+// removes.
 func newCluster(s *settings, log *slog.Logger) (_ *cluster, err error) {
+	if len(s.Schedulers) == 0 {
+		return nil, nil
+	}
 	c := &cluster{
 		id: ownName(s), log: log, removed: make(chan digest.Digest, maxRemoved),
 		members: map[digest.Digest]*membership{}, hashes: map[peer.InfoHash]digest.Digest{},
@@ -98,6 +101,9 @@ func newCluster(s *settings, log *slog.Logger) (_ *cluster, err error) {
 		return nil, err
 	}
 	if c.known, err = lru.New[scheduler.PeerID, scheduler.Neighbour](maxKnown); err != nil {
+		return nil, err
+	}
+	if c.sharing, err = newSharing(s); err != nil {
 		return nil, err
 	}
 	if c.listener, err = s.listen("peer-listen", s.PeerListen); err != nil {
@@ -124,19 +130,6 @@ func newCluster(s *settings, log *slog.Logger) (_ *cluster, err error) {
 			return nil, err
 		}
 		return stream, nil
-	}
-	if len(s.Schedulers) == 0 {
-		if c.embedded, err = server.New(server.Config{Log: log}); err != nil {
-			return nil, err
-		}
-		ccfg.Schedulers = []string{"localhost:4402"} // a name for what is dialed by no network
-		ccfg.Open = func(ctx context.Context, _ client.Target, hello scheduler.Hello) (client.Stream, error) {
-			stream, err := c.embedded.Local(ctx, c.id, hello)
-			if err != nil {
-				return nil, err
-			}
-			return stream, nil
-		}
 	}
 	if c.endpoint, err = peer.New(pcfg); err != nil {
 		return nil, err
@@ -178,22 +171,21 @@ func (c *cluster) advertised(setting string) string {
 
 // take sets what the cluster serves from.
 func (c *cluster) take(s *store.Store, f *fetch.Fetcher) {
-	c.store, c.fetcher = s, f
+	c.store, c.fetcher, c.sharing.store = s, f, s
 	for _, h := range s.Inventory(maxInventory) {
-		c.hashes[peer.InfoHashOf(h.Digest)] = h.Digest
+		if c.sharing.all || h.Marked {
+			c.hashes[peer.InfoHashOf(h.Digest)] = h.Digest
+		}
 	}
 }
 
 // run keeps in touch with schedulers and peers until ctx ends.
 func (c *cluster) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	if c.embedded != nil {
-		group.Go(func() error { return c.embedded.Run(ctx) })
-	}
 	group.Go(func() error { return c.client.Run(ctx) })
 	group.Go(func() error { return c.endpoint.Serve(ctx, c.listener) })
 	group.Go(func() error {
-		c.tellRemoved(ctx)
+		c.tellChanges(ctx)
 		return nil
 	})
 	group.Go(func() error {
@@ -212,21 +204,32 @@ func (c *cluster) close() {
 	}
 }
 
-// blobRemoved hears of the store, which is locked, that a blob is gone.
+// blobRemoved hears of the store, which is locked, that a blob is gone. Of one
+// that was not shared nobody is told.
 func (c *cluster) blobRemoved(d digest.Digest) {
+	h := peer.InfoHashOf(d)
 	c.mu.Lock()
-	delete(c.hashes, peer.InfoHashOf(d))
+	_, shared := c.hashes[h]
+	delete(c.hashes, h)
 	c.mu.Unlock()
+	if !shared {
+		return
+	}
 	select {
 	case c.removed <- d:
 	default:
 	}
 }
 
-// tellRemoved tells the scheduler what the node does not serve any more.
-func (c *cluster) tellRemoved(ctx context.Context) {
+// tellChanges tells the scheduler what the node does not serve any more, and
+// what it serves now that it is known to be public.
+func (c *cluster) tellChanges(ctx context.Context) {
 	for {
 		select {
+		case d := <-c.sharing.published:
+			if size, here := c.store.Stat(d); here {
+				c.Complete(d, size, true)
+			}
 		case d := <-c.removed:
 			c.mu.Lock()
 			_, again := c.members[d]
@@ -248,12 +251,13 @@ func (c *cluster) send(ctx context.Context, msg scheduler.In) {
 	}
 }
 
-// Alone reports that the node was told of no scheduler.
-func (c *cluster) Alone() bool { return c.embedded != nil }
-
-// Complete announces a blob that came without a swarm.
-func (c *cluster) Complete(d digest.Digest, size int64) {
-	if size <= 0 {
+// Complete announces a blob that has come, if it may be shared.
+func (c *cluster) Complete(d digest.Digest, size int64, public bool) {
+	share, err := c.sharing.complete(d, public)
+	if err != nil {
+		c.log.Warn("blob counts as private after a restart", "digest", d, "err", err)
+	}
+	if !share || size <= 0 {
 		return
 	}
 	c.mu.Lock()
@@ -316,7 +320,7 @@ func (c *cluster) Inventory() []scheduler.Holding {
 	held := c.store.Inventory(maxInventory)
 	list := make([]scheduler.Holding, 0, len(held))
 	for _, h := range held {
-		if h.Size > 0 {
+		if h.Size > 0 && c.sharing.may(h.Digest) {
 			list = append(list, scheduler.Holding{Blob: scheduler.Digest(h.Digest), Size: h.Size})
 		}
 	}
@@ -412,9 +416,7 @@ func (c *cluster) Reachable(yes bool) {
 	c.mu.Lock()
 	c.reachable, c.told = yes, true
 	c.mu.Unlock()
-	if c.embedded == nil {
-		c.log.Info("schedulers", "reachable", yes)
-	}
+	c.log.Info("schedulers", "reachable", yes)
 	for _, m := range c.all() {
 		m.Reachable(yes)
 	}

@@ -28,7 +28,8 @@ type Config struct {
 	// Listen is where the mirror serves, HOST:PORT. Loopback keeps other
 	// machines out; whoever reaches it may read what Auth allows.
 	Listen string
-	// PeerListen is where other daemons fetch from this one, HOST:PORT.
+	// PeerListen is where other daemons fetch from this one, HOST:PORT. Without
+	// Schedulers nothing listens there.
 	PeerListen string
 	// PeerAdvertise is where they reach PeerListen, HOST:PORT; without HOST,
 	// or when empty, the address from which the scheduler sees this node.
@@ -37,7 +38,8 @@ type Config struct {
 	AdminListen string
 	// Schedulers are HOST:PORT, or dns:///NAME:PORT for all addresses of a
 	// name. All nodes must spell them alike: what they spell decides which
-	// blob belongs to which. Empty: one in this process, for this node alone.
+	// blob belongs to which. Empty: the node is alone, and runs nothing of a
+	// swarm.
 	Schedulers []string
 	// NodeName is how the node calls itself to schedulers and other nodes,
 	// no two alike. Empty: the first name of TLSCert, else the host's name.
@@ -57,6 +59,9 @@ type Config struct {
 	// this is; it must be the one of NodeName. Without a certificate, as
 	// before the first one comes, the node is on its own.
 	TLSIssuer, TLSTokenFile string
+	// PeerPlaintextPrivate has a node without TLS share also what is not known
+	// to be public. Whoever reaches PeerListen and knows a digest then gets it.
+	PeerPlaintextPrivate bool
 	// DataDir holds the store. It must belong to this process alone.
 	DataDir string
 	// CacheSize is the store's quota in bytes; a tenth of the disk stays

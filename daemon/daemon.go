@@ -22,12 +22,14 @@ import (
 
 // Daemon is one node. Make it with New, run it with Run.
 type Daemon struct {
-	cfg     *settings
-	log     *slog.Logger
-	store   *store.Store
-	client  *origin.Client
+	cfg    *settings
+	log    *slog.Logger
+	store  *store.Store
+	client *origin.Client
+	// anybody asks origins with no credential of any kind.
+	anybody *origin.Client
 	fetcher *fetch.Fetcher
-	cluster *cluster
+	cluster *cluster // nil: the node is alone
 	metrics *metrics
 	// credentials is nil if no registry is asked in the node's own name.
 	credentials *credentials
@@ -70,9 +72,11 @@ func (d *Daemon) open() error {
 	if d.cluster, err = newCluster(s, d.log); err != nil {
 		return err
 	}
-	if d.store, err = store.Open(store.Config{
-		Dir: s.DataDir, MaxBytes: s.CacheSize, Logger: d.log, Removed: d.cluster.blobRemoved,
-	}); err != nil {
+	storeConfig := store.Config{Dir: s.DataDir, MaxBytes: s.CacheSize, Logger: d.log}
+	if d.cluster != nil {
+		storeConfig.Removed = d.cluster.blobRemoved
+	}
+	if d.store, err = store.Open(storeConfig); err != nil {
 		return err
 	}
 	if d.client, err = origin.New(origin.Config{
@@ -81,10 +85,18 @@ func (d *Daemon) open() error {
 	}); err != nil {
 		return err
 	}
-	d.fetcher = fetch.New(fetchStore{d.store}, fetch.Config{
-		Logger: d.log, Flights: s.MaxDownloads, Cluster: d.cluster, Name: string(d.cluster.id), Proven: s.identity != nil, MaxHint: s.CacheSize / hintShare,
-	})
-	d.cluster.take(d.store, d.fetcher)
+	if d.anybody, err = origin.New(origin.Config{Endpoints: s.bare(), UserAgent: "shoal/" + s.Version, Logger: d.log}); err != nil {
+		return err
+	}
+	fetchConfig := fetch.Config{Logger: d.log, Flights: s.MaxDownloads, Proven: s.identity != nil, MaxHint: s.CacheSize / hintShare}
+	if d.cluster != nil {
+		fetchConfig.Cluster, fetchConfig.Name = d.cluster, string(d.cluster.id)
+	}
+	d.fetcher = fetch.New(fetchStore{d.store}, fetchConfig)
+	if d.cluster != nil {
+		d.cluster.take(d.store, d.fetcher)
+		d.cluster.sharing.unfinished = d.unfinished
+	}
 	if d.mirror, err = s.listen("listen", s.Listen); err != nil {
 		return err
 	}
@@ -128,8 +140,10 @@ func (d *Daemon) close() {
 	if d.cluster != nil {
 		d.cluster.close()
 	}
-	if d.client != nil {
-		d.client.Close()
+	for _, c := range []*origin.Client{d.client, d.anybody} {
+		if c != nil {
+			c.Close()
+		}
 	}
 	if d.store != nil {
 		if err := d.store.Close(); err != nil {
@@ -141,8 +155,14 @@ func (d *Daemon) close() {
 // MirrorAddr returns the address of the mirror.
 func (d *Daemon) MirrorAddr() net.Addr { return d.mirror.Addr() }
 
-// PeerAddr returns the address for other nodes.
-func (d *Daemon) PeerAddr() net.Addr { return d.cluster.listener.Addr() }
+// PeerAddr returns the address for other nodes, or nil for a node that is
+// alone.
+func (d *Daemon) PeerAddr() net.Addr {
+	if d.cluster == nil {
+		return nil
+	}
+	return d.cluster.listener.Addr()
+}
 
 // AdminAddr returns the address of the operator's endpoints.
 func (d *Daemon) AdminAddr() net.Addr { return d.admin.Addr() }
@@ -155,10 +175,11 @@ func (d *Daemon) FetchStats() fetch.Stats { return d.fetcher.Stats() }
 // once.
 func (d *Daemon) Run(ctx context.Context) error {
 	defer d.close()
-	handler, err := mirror.New(mirror.Config{
+	blobs := d.blobs()
+	config := mirror.Config{
 		Upstreams: d.cfg.upstreams,
-		Origin:    mirrorOrigin{d.client},
-		Blobs:     mirrorBlobs{d.fetcher, d.store, d.client, d.pods},
+		Origin:    blobs.origins,
+		Blobs:     blobs,
 		Auth:      d.cfg.authFor,
 		TagTTL:    d.cfg.TagTTL,
 		Logger:    d.log,
@@ -166,7 +187,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 
 		RelayBasic: d.cfg.AllowBasicRelay, PermissionTTL: d.cfg.PermissionTTL,
 		Offline: d.cfg.offline, OfflineFor: d.cfg.AuthOfflineFor,
-	})
+	}
+	if blobs.sharing != nil {
+		config.Sharing = blobs.sharing
+	}
+	handler, err := mirror.New(config)
 	if err != nil {
 		return err
 	}
@@ -183,9 +208,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	defer leave()
 	working, quit := context.WithCancel(cctx)
 	defer quit()
-	d.cluster.preheats = newPreheater(working, d, handler)
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return d.cluster.run(cctx) })
+	if d.cluster != nil {
+		d.cluster.preheats = newPreheater(working, d, handler)
+		group.Go(func() error { return d.cluster.run(cctx) })
+	}
 	if k := d.cfg.keeper; k != nil {
 		k.Log = d.log
 		group.Go(func() error {
@@ -231,6 +258,15 @@ func (d *Daemon) Reload() {
 
 // warn logs what lets more people read than an operator may think.
 func (d *Daemon) warn() {
+	switch {
+	case d.cluster == nil && d.cfg.Sockets["peer-listen"] != nil:
+		d.log.Warn("no scheduler is named, so the socket peer-listen is closed: nothing is shared with other nodes")
+	case d.cluster == nil || d.cfg.identity != nil:
+	case d.cfg.PeerPlaintextPrivate:
+		d.log.Warn("everyone who reaches the peer port and knows a digest gets the blob, private ones too: set --tls-cert, --tls-key and --tls-ca, or take --peer-plaintext-private away", "peer_listen", d.PeerAddr())
+	default:
+		d.log.Warn("peers are not authenticated, so blobs that are not known to be public stay on this node: set --tls-cert, --tls-key and --tls-ca to share private images", "peer_listen", d.PeerAddr())
+	}
 	if loopback(d.mirror.Addr()) {
 		return
 	}
@@ -262,7 +298,9 @@ func (d *Daemon) alive(ctx context.Context) error {
 		defer close(answered)
 		d.health()
 		d.fetcher.Stats()
-		d.cluster.connected()
+		if d.cluster != nil {
+			d.cluster.connected()
+		}
 	}()
 	select {
 	case <-answered:

@@ -60,7 +60,7 @@ func (ms *membership) Seed(size int64) {
 		}
 		ms.swarm.Release()
 	}
-	ms.c.Complete(ms.digest, size)
+	ms.c.Complete(ms.digest, size, true) // what is in a swarm came without a credential, or is public
 }
 
 // Leave leaves scheduler and peers.

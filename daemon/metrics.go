@@ -9,6 +9,7 @@ import (
 
 	"github.com/shoalproject/shoal/daemon/fetch"
 	"github.com/shoalproject/shoal/daemon/mirror"
+	"github.com/shoalproject/shoal/daemon/peer"
 	"github.com/shoalproject/shoal/daemon/store"
 	"github.com/shoalproject/shoal/registry"
 )
@@ -144,14 +145,17 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	gauge(inFlight, f.Flights)
 	count(originBytes, f.OriginBytes)
 	reachable := int64(0)
-	if c.cluster.connected() {
-		reachable = 1
+	var p peer.Stats
+	if c.cluster != nil {
+		p = c.cluster.endpoint.Stats()
+		if c.cluster.connected() {
+			reachable = 1
+		}
 	}
 	gauge(connected, reachable)
 	count(peerUsed, f.PeerBytes)
 	count(liars, f.Liars)
 	count(passedOn, f.PassedOn)
-	p := c.cluster.endpoint.Stats()
 	count(uploaded, p.Uploaded)
 	count(downloaded, p.Downloaded)
 	count(peerWasted, p.Wasted)

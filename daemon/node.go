@@ -14,8 +14,7 @@ const maxToldPeers = 8
 func (d *Daemon) serveNode(w http.ResponseWriter, _ *http.Request) {
 	n := nodeinfo.Node{
 		Version: d.cfg.Version, Name: d.cfg.nodeName, Zone: d.cfg.Zone,
-		Mirror: d.MirrorAddr().String(), Peer: d.PeerAddr().String(), Auth: d.cfg.Auth,
-		Schedulers: d.cfg.Schedulers, Connected: d.cluster.connected(),
+		Mirror: d.MirrorAddr().String(), Auth: d.cfg.Auth, Schedulers: d.cfg.Schedulers,
 	}
 	for _, e := range d.cfg.endpoints {
 		n.Registries = append(n.Registries, nodeinfo.Registry{Host: e.Upstream.Host, Endpoint: e.Upstream.Endpoint.String()})
@@ -26,9 +25,12 @@ func (d *Daemon) serveNode(w http.ResponseWriter, _ *http.Request) {
 			n.TLS.Expires = expires.Unix()
 		}
 	}
-	known := d.cluster.known.Values() // the latest last
-	for _, neighbour := range known[max(0, len(known)-maxToldPeers):] {
-		n.Peers = append(n.Peers, neighbour.Addr)
+	if d.cluster != nil {
+		n.Peer, n.Connected = d.PeerAddr().String(), d.cluster.connected()
+		known := d.cluster.known.Values() // the latest last
+		for _, neighbour := range known[max(0, len(known)-maxToldPeers):] {
+			n.Peers = append(n.Peers, neighbour.Addr)
+		}
 	}
 	w.Header().Set("Content-Type", "application/json")
 	// An error means that the client has gone.

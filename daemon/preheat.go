@@ -14,7 +14,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/shoalproject/shoal/daemon/fetch"
 	"github.com/shoalproject/shoal/daemon/mirror"
 	"github.com/shoalproject/shoal/daemon/store"
 	"github.com/shoalproject/shoal/registry"
@@ -85,9 +84,11 @@ type task struct {
 
 // newPreheater returns one whose work ends with ctx.
 func newPreheater(ctx context.Context, d *Daemon, tags *mirror.Mirror) *preheater {
+	blobs := d.blobs()
+	blobs.pods = nil
 	return &preheater{
 		ctx: ctx, log: d.log, send: d.cluster.send, tags: tags, pods: d.pods, vitals: d.vitals,
-		blobs: mirrorBlobs{fetcher: d.fetcher, store: d.store, client: d.client},
+		blobs: blobs,
 		slots: make(chan struct{}, preheatBlobs), wake: make(chan struct{}, 1), tasks: map[taskKey]*task{},
 	}
 }
@@ -396,7 +397,8 @@ func (p *preheater) follow(ctx context.Context, t *task, caller mirror.Caller, r
 }
 
 func (p *preheater) followOnce(ctx context.Context, t *task, req mirror.Request, i int) error {
-	r, err := p.blobs.fetcher.Open(ctx, fetch.Request{Digest: req.Digest, Source: p.blobs.source(req), Proven: true, Whole: true, Size: req.Size, Small: small(req)})
+	req.Whole = true
+	r, err := p.blobs.fetcher.Open(ctx, p.blobs.request(req))
 	if err != nil {
 		return err
 	}

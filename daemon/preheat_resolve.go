@@ -66,7 +66,7 @@ func (p *preheater) top(ctx context.Context, caller mirror.Caller, repo registry
 	if d, err := registry.ParseDigest(ref); err == nil {
 		return mirror.Manifest{Descriptor: mirror.Descriptor{Digest: d}}, nil
 	}
-	o := mirrorOrigin{p.blobs.client}
+	o := p.blobs.origins
 	d, err := o.HeadManifest(ctx, caller, repo, ref, mirror.AcceptAll)
 	if err != nil {
 		return mirror.Manifest{}, err

@@ -161,7 +161,7 @@ func TestSecretsStaySecret(t *testing.T) {
 				// The address is known before the daemon that will listen there.
 				addr := freeAddress(t)
 				wires = append(wires, startWiretap(t, addr))
-				nodes[i] = startMember(t, o, i, []*sched{{addr: control.Addr().String()}}, forgetful, c.mode, func(cfg *daemon.Config) {
+				nodes[i] = startMember(t, o, i, []*sched{{addr: control.Addr().String()}}, forgetful, sharesPrivate, c.mode, func(cfg *daemon.Config) {
 					cfg.PeerListen, cfg.PeerAdvertise = addr, wires[i].Addr().String()
 				})
 				nodes[i].connected()

@@ -33,6 +33,7 @@ type node struct {
 	cfg  daemon.Config
 	url  string // of the mirror
 	adm  string // of the operator's endpoints
+	peer string // HOST:PORT for other nodes, or empty
 	http *http.Client
 	logs *lockedBuffer
 	stop func() // stops the daemon and waits for it
@@ -88,6 +89,9 @@ func run(t *testing.T, cfg daemon.Config) *node {
 		t: t, cfg: cfg, logs: logs,
 		url: "http://" + d.MirrorAddr().String(), adm: "http://" + d.AdminAddr().String(),
 		http: &http.Client{Transport: &http.Transport{}, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
+	}
+	if addr := d.PeerAddr(); addr != nil {
+		n.peer = addr.String()
 	}
 	n.stop = sync.OnceFunc(func() {
 		n.http.CloseIdleConnections()

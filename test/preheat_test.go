@@ -120,7 +120,7 @@ func TestPreheat(t *testing.T) {
 	o := private(t)
 	img := o.AddImage("app", "v1", noise(1, 8<<20), noise(2, 300<<10), noise(3, 1000))
 	s := startScheduler(t)
-	nodes := startCluster(t, o, 8, []*sched{s})
+	nodes := startCluster(t, o, 8, []*sched{s}, sharesPrivate)
 	c, creds := s.client(t), token(o)
 	job := create(t, c, 8, api.Request{Spec: jobs.Spec{Images: []string{upstream + "/app:v1"}, Pin: 3600}, Credentials: creds})
 	job = ended(t, c, job.ID)

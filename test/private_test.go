@@ -21,6 +21,10 @@ import (
 // relayed has a node let the origin decide.
 func relayed(c *daemon.Config) { c.Auth = "relay" }
 
+// sharesPrivate has a node share private blobs though its peers do not prove
+// who they are.
+func sharesPrivate(c *daemon.Config) { c.PeerPlaintextPrivate = true }
+
 // owners is an origin with users who may read one repository each; "" may not
 // read any.
 func owners(t *testing.T, of map[string]string, opts ...registrytest.Option) *registrytest.Origin {
@@ -163,12 +167,16 @@ func TestRelayRequests(t *testing.T) {
 		// again is what a second pull costs: with a token of its own, the
 		// tag and the index are asked for once each.
 		again int
+		// probe is what it costs, where nodes share on a plaintext wire, to
+		// find out that everyone may have the image, or may not: a challenge,
+		// which the next image of the registry does without, and a HEAD.
+		probe int
 	}{
 		"public":            {},
-		"public, by tokens": {[]registrytest.Option{registrytest.WithAuth(registrytest.Auth{Allow: func(string, string) bool { return true }})}, "", 2},
+		"public, by tokens": {[]registrytest.Option{registrytest.WithAuth(registrytest.Auth{Allow: func(string, string) bool { return true }})}, "", 2, 2},
 		"private": {[]registrytest.Option{registrytest.WithAuth(registrytest.Auth{
 			Users: map[string]string{"alice": "alice-password"},
-		})}, "alice", 2},
+		})}, "alice", 2, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			o := registrytest.New(t, c.opts...)
@@ -180,10 +188,17 @@ func TestRelayRequests(t *testing.T) {
 			for _, change := range []func(*daemon.Config){
 				func(*daemon.Config) {},
 				func(cfg *daemon.Config) { cfg.Schedulers = []string{startScheduler(t).addr} },
+				func(cfg *daemon.Config) {
+					cfg.Schedulers, cfg.PeerPlaintextPrivate = []string{startScheduler(t).addr}, true
+				},
 			} {
 				n := startNode(t, o, relayed, change)
+				want := want
 				if len(n.cfg.Schedulers) > 0 {
 					n.connected()
+					if !n.cfg.PeerPlaintextPrivate {
+						want += c.probe
+					}
 				}
 				o.ResetCounters()
 				newPuller(t, n.url, c.user).pull(index, image)
@@ -215,7 +230,7 @@ func TestSwarmPrivate(t *testing.T) {
 	for _, l := range image.Layers {
 		total += l.Size
 	}
-	nodes := startCluster(t, o, 16, []*sched{startScheduler(t)}, relayed)
+	nodes := startCluster(t, o, 16, []*sched{startScheduler(t)}, relayed, sharesPrivate)
 	each(nodes, func(i int, n *node) {
 		newPuller(t, n.url, fmt.Sprintf("user%d", i)).pull(image.Manifest, image)
 	})
@@ -245,7 +260,7 @@ func TestSwarmTokenRefused(t *testing.T) {
 	o := owners(t, map[string]string{"user0": "app", "user1": "app"})
 	image := o.AddImage("app", "v1", noise(1, size))
 	d := image.Layers[0].Digest
-	nodes := startCluster(t, o, 2, []*sched{startScheduler(t)}, relayed)
+	nodes := startCluster(t, o, 2, []*sched{startScheduler(t)}, relayed, sharesPrivate)
 	tokens := []string{"Bearer " + o.IssueToken("user0", "app"), "Bearer " + o.IssueToken("user1", "app")}
 	// The first may look at the blob and not get it. The second is not served
 	// before that has come to light.
@@ -286,7 +301,7 @@ func TestSwarmRefusesOthers(t *testing.T) {
 	image := o.AddImage("app", "v1", secret)
 	own := o.AddImage("other", "v1", noise(73, 100))
 	d := image.Layers[0].Digest
-	nodes := startCluster(t, o, 2, []*sched{startScheduler(t)}, relayed)
+	nodes := startCluster(t, o, 2, []*sched{startScheduler(t)}, relayed, sharesPrivate)
 	alice := "Bearer " + o.IssueToken("alice", "app")
 	bob := "Bearer " + o.IssueToken("bob", "other")
 	nodes[0].right(nodes[0].get(manifestPath("v1"), "Authorization", alice), image.Manifest.Digest)

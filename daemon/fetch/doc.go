@@ -148,8 +148,9 @@ var ErrUnproven = errors.New("the caller's permission is not proven")
 // ErrBusy is the error of Open when too many blobs are in flight.
 var ErrBusy = errors.New("too many blobs in flight")
 
-// errFull is ErrBusy for a request that may be served past the store.
-var errFull = errors.New("no place for a blob of this registry")
+// errFull says to a request that may be served past the store that it has no
+// place in a flight.
+var errFull = errors.New("no place in a flight for a blob of this registry")
 
 // BadBlobError says that an origin sent bytes that are not the blob. They
 // were not delivered as a whole and not kept.

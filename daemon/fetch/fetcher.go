@@ -185,6 +185,13 @@ func (f *Fetcher) Stats() Stats {
 	}
 }
 
+// InFlight reports whether d is on its way now.
+func (f *Fetcher) InFlight(d digest.Digest) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.flights[d] != nil
+}
+
 // Request asks for a blob.
 type Request struct {
 	Digest digest.Digest
@@ -212,6 +219,13 @@ type Request struct {
 	// Proven says that the origin lets this caller have the blob. If it is
 	// not set, the caller's own source must open before Open returns.
 	Proven bool
+	// Private says that Source uses a credential, or that what is here of the
+	// blob may have come by one, and that the blob is not known to be public,
+	// on a node that gives other nodes public blobs only. The blob then enters
+	// no swarm. Public says that the blob may be shared whoever brought it. If
+	// neither is set, what Source brings may be shared, but no part that is
+	// here from before.
+	Private, Public bool
 }
 
 // Open returns a reader of a blob, once its size is known: from the store, a
@@ -335,7 +349,7 @@ func (f *Fetcher) mayStart(req Request) error {
 		return nil
 	}
 	_, pending := f.store.Pending(req.Digest)
-	if pending || f.cfg.Cluster != nil && !f.cfg.Cluster.Alone() {
+	if pending || f.cfg.Cluster != nil && !req.Private {
 		return ErrUnproven
 	}
 	return nil
@@ -360,7 +374,8 @@ func (f *Fetcher) start(req Request, release func()) (fl *flight, src *boarded, 
 	}
 	ctx, cancel := context.WithCancel(f.ctx)
 	fl = newFlight(f, req.Digest, cancel)
-	fl.hint, fl.solo = req.Size, req.AtHand
+	_, pending := f.store.Pending(req.Digest)
+	fl.hint, fl.solo, fl.private = req.Size, req.AtHand, req.Private || pending && !req.Public
 	src = fl.add(req)
 	f.flights[req.Digest] = fl
 	f.stats.starts.Add(1)
@@ -390,6 +405,7 @@ func (f *Fetcher) ended(fl *flight) (again *flight, ctx context.Context) {
 	again = newFlight(f, fl.digest, cancel)
 	again.solo, again.suspects, again.hint = true, fl.suspects, fl.hint
 	fl.mu.Lock()
+	again.private = fl.private
 	for _, s := range fl.sources {
 		if s.err == nil && s.proven {
 			again.sources = append(again.sources, &boarded{Source: s.Source, proven: true})

@@ -41,6 +41,10 @@ type flight struct {
 	// Guarded by mu:
 	changed chan struct{} // closed and replaced when a reader may go on
 	sources []*boarded    // in order of arrival
+	// private: a source has a credential and may bring bytes that are not
+	// known to be public, so the flight enters no swarm. Once the flight runs,
+	// only a solo one, which is in no swarm either, still becomes private.
+	private bool
 	readers int
 	idle    *time.Timer // cancels the flight when nobody reads
 	left    bool        // cancelled because nobody read
@@ -67,8 +71,8 @@ type flight struct {
 type boarded struct {
 	Source
 	readers int
-	proven  bool  // its caller may have the blob
-	opened  bool  // it has opened the blob
+	proven  bool  // some reader said so, or it has opened the blob
+	opened  bool  // it has opened the blob: the origin lets its caller have it
 	err     error // it failed for good, and its readers with it
 	down    bool  // it failed, and is not asked for a while
 }
@@ -82,15 +86,27 @@ func newFlight(f *Fetcher, d digest.Digest, cancel context.CancelFunc) *flight {
 }
 
 // join takes a reader on board. The error is errGone if the flight has ended:
-// how it did is not for those who come later.
+// how it did is not for those who come later. A source whose bytes must not get
+// into a swarm has no place in one: its reader gets errFull and is served past
+// the store, or waits for the end.
 func (fl *flight) join(req Request) (*boarded, error) {
 	fl.mu.Lock()
 	defer fl.mu.Unlock()
-	if fl.over {
+	apart := req.Private && !fl.private && !fl.solo
+	switch {
+	case !fl.over && apart && req.MayPass:
+		return nil, errFull
+	case fl.over || apart:
 		return nil, errGone
 	}
 	for _, s := range fl.sources {
 		if s.Key() == req.Source.Key() && s.err == nil {
+			if !req.Proven && !s.opened && s.proven {
+				// Another reader's word proves nothing for this one, and the
+				// source may never be asked.
+				return nil, ErrUnproven
+			}
+			fl.keepPrivate(req)
 			s.proven = s.proven || req.Proven
 			fl.enter(s)
 			return s, nil
@@ -99,10 +115,18 @@ func (fl *flight) join(req Request) (*boarded, error) {
 	if !req.Proven {
 		return nil, ErrUnproven
 	}
+	fl.keepPrivate(req)
 	s := &boarded{Source: req.Source, proven: true}
 	fl.sources = append(fl.sources, s)
 	fl.enter(s)
 	return s, nil
+}
+
+// keepPrivate takes note of a source with a credential. The caller holds mu.
+func (fl *flight) keepPrivate(req Request) {
+	if req.Private && !fl.private { // what has not changed is not written: the flight reads it
+		fl.private = true
+	}
 }
 
 // add takes the first reader on board.
@@ -156,7 +180,7 @@ func (fl *flight) notify() {
 // take returns a reader for one that has boarded, once there is something to
 // read from.
 func (fl *flight) take(ctx context.Context, req Request, src *boarded) (*Reader, error) {
-	size, err := fl.begun(ctx, src)
+	size, err := fl.begun(ctx, src, req.Proven)
 	if err != nil {
 		return nil, err
 	}
@@ -167,12 +191,12 @@ func (fl *flight) take(ctx context.Context, req Request, src *boarded) (*Reader,
 	return &Reader{fetcher: fl.fetcher, req: req, size: size, flight: fl, partial: partial, view: view{source: src, whole: req.Whole}}, nil
 }
 
-// begun waits until the size is known and the caller's permission proven, be
-// it by its source opening the blob, and returns the size.
-func (fl *flight) begun(ctx context.Context, s *boarded) (int64, error) {
+// begun waits until the size is known and the caller's permission proven: by
+// the request, or else by its source opening the blob. It returns the size.
+func (fl *flight) begun(ctx context.Context, s *boarded, proven bool) (int64, error) {
 	for {
 		fl.mu.Lock()
-		begin, size, changed := fl.begin && s.proven, fl.size, fl.changed
+		begin, size, changed := fl.begin && (proven || s.opened), fl.size, fl.changed
 		over, left, err := fl.over, fl.left, fl.err
 		if s.err != nil {
 			over, err = true, s.err
@@ -204,7 +228,10 @@ func (fl *flight) begun(ctx context.Context, s *boarded) (int64, error) {
 func (fl *flight) run(ctx context.Context, want int64) {
 	err := fl.download(ctx, want)
 	if fl.kept && fl.member == nil && fl.fetcher.cfg.Cluster != nil {
-		fl.fetcher.cfg.Cluster.Complete(fl.digest, fl.size)
+		fl.mu.Lock()
+		private := fl.private
+		fl.mu.Unlock()
+		fl.fetcher.cfg.Cluster.Complete(fl.digest, fl.size, !private)
 	}
 	var bad *BadBlobError
 	if errors.As(err, &bad) {

@@ -131,7 +131,7 @@ func newMember(fl *flight) *Member {
 // none to be had, and nothing was begun.
 func (fl *flight) viaSwarm(ctx context.Context, want int64) (done bool, err error) {
 	cluster := fl.fetcher.cfg.Cluster
-	if cluster == nil || fl.solo || cluster.Alone() || fl.fetcher.shunned(fl.digest) {
+	if cluster == nil || fl.solo || fl.private || fl.fetcher.shunned(fl.digest) {
 		return false, nil
 	}
 	m := newMember(fl)

@@ -12,16 +12,14 @@ import (
 
 // Cluster is the other nodes, as far as flights need them.
 type Cluster interface {
-	// Alone reports that there is no other node to exchange pieces with:
-	// then flights enter no swarms.
-	Alone() bool
 	// Enter makes m the node's member in the swarm of d. What a scheduler
 	// says of the blob, and that schedulers come and go, reaches m until
 	// Leave or Seed returns.
 	Enter(d digest.Digest, m *Member) (Swarm, error)
-	// Complete announces a blob that is complete and of which the node was
-	// in no swarm.
-	Complete(d digest.Digest, size int64)
+	// Complete is told of a blob that is complete and of which the node was
+	// in no swarm. public says that no source had a credential, or that it is
+	// known that everyone may have the blob.
+	Complete(d digest.Digest, size int64, public bool)
 	// Accuse tells the scheduler of a blob that a node lied about it.
 	Accuse(d digest.Digest, id scheduler.PeerID)
 	// Fetching tells that a run from an origin begins, or ends, that is meant

@@ -27,6 +27,7 @@ func (c *call) may(d digest.Digest) bool {
 
 // granted notes that the origin has just let the caller have d.
 func (c *call) granted(d digest.Digest) {
+	c.cfg.Sharing.Given(c.caller, c.repo, d)
 	if !c.proven {
 		c.permits.grant(c.caller, c.repo, d)
 		c.access.Permission = Asked
@@ -72,6 +73,7 @@ func (c *call) prove(ctx context.Context, d digest.Digest, manifest bool) (int64
 	switch {
 	case err == nil:
 		c.access.Permission = Asked
+		c.cfg.Sharing.Given(c.caller, c.repo, d)
 		if manifest {
 			c.askIfPublic(d.String(), nil)
 		}

@@ -118,6 +118,9 @@ func (c *call) open(ctx context.Context, req Request) (Reader, error) {
 	if req.Digest == "" {
 		req.Digest = c.path.Digest
 	}
+	if req.Body == nil {
+		c.settle(ctx, req.Digest, req.Manifest)
+	}
 	req.Proven = req.Proven || c.may(req.Digest)
 	if req.Size == 0 {
 		req.Size, _ = c.sizes.Get(sizeKey{c.repo, req.Digest})

@@ -37,8 +37,12 @@ type Caller struct {
 	// verbatim to the upstream and nowhere else.
 	Authorization string
 	// Anonymous asks the origin without any credential, and hands on its
-	// challenge. If neither is set, the daemon asks in its own name.
+	// challenge.
 	Anonymous bool
+	// Public asks the origin as anybody could: no credential of the daemon's
+	// goes along, and a token is got where the origin wants one. If none of
+	// the three is set, the daemon asks in its own name.
+	Public bool
 	// ID tells callers apart and does not tell what they sent. It is empty
 	// for the daemon itself.
 	ID string
@@ -107,6 +111,24 @@ type Request struct {
 	// Proven says that the caller may have the content.
 	Proven bool
 }
+
+// Sharing decides what other nodes are given of what comes here.
+type Sharing interface {
+	// Local reports that d, fetched in the name of c, stays on this node,
+	// because it is not known that everyone may have it.
+	Local(c Caller, repo registry.Repository, d digest.Digest) bool
+	// Given notes that the origin has just given d to c.
+	Given(c Caller, repo registry.Repository, d digest.Digest)
+	// Names notes that d is a manifest that names others.
+	Names(d digest.Digest, named []digest.Digest)
+}
+
+// shareNothing is the Sharing of a node that knows no others.
+type shareNothing struct{}
+
+func (shareNothing) Local(Caller, registry.Repository, digest.Digest) bool { return false }
+func (shareNothing) Given(Caller, registry.Repository, digest.Digest)      {}
+func (shareNothing) Names(digest.Digest, []digest.Digest)                  {}
 
 // Reader reads content.
 type Reader interface {

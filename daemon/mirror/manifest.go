@@ -38,6 +38,7 @@ func (c *call) manifest(ctx context.Context) {
 		c.fail(err)
 		return
 	}
+	c.settle(ctx, d, true)
 	c.learn(d, m)
 	c.answerManifest(Descriptor{MediaType: m.MediaType, Digest: d, Size: int64(len(body))}, body)
 }
@@ -71,6 +72,9 @@ func (c *call) resolve(ctx context.Context) (Manifest, error) {
 	m, err := c.tags.resolve(ctx, req)
 	if err == nil {
 		c.granted(m.Digest)
+		if c.unsettled(m.Digest) {
+			c.probe(ctx, m.Digest, true, req) // it is wanted next
+		}
 		c.askIfPublic(req.tag, req.accept)
 		return m, nil
 	}
@@ -144,4 +148,5 @@ func (c *call) learn(d digest.Digest, m registry.Manifest) {
 	for _, who := range c.likes() {
 		c.permits.extend(who, c.repo, d, named)
 	}
+	c.cfg.Sharing.Names(d, named)
 }

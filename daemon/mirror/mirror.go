@@ -36,6 +36,8 @@ type Config struct {
 	Upstreams *registry.Upstreams
 	Origin    Origin
 	Blobs     Blobs
+	// Sharing may be nil where there are no other nodes.
+	Sharing Sharing
 	// Auth says who decides over an upstream, by its canonical host. Default
 	// Relay.
 	Auth func(host string) Auth
@@ -150,6 +152,9 @@ func New(cfg Config) (*Mirror, error) {
 	}
 	if cfg.WriteStall == 0 {
 		cfg.WriteStall = 5 * time.Minute
+	}
+	if cfg.Sharing == nil {
+		cfg.Sharing = shareNothing{}
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
