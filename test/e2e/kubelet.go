@@ -29,6 +29,15 @@ type PodSpec struct {
 		Secret   *struct {
 			SecretName string `json:"secretName"`
 		} `json:"secret"`
+		Projected *struct {
+			Sources []struct {
+				ServiceAccountToken *struct{ Path, Audience string } `json:"serviceAccountToken"`
+				ConfigMap           *struct {
+					Name  string
+					Items []struct{ Key, Path string }
+				} `json:"configMap"`
+			}
+		} `json:"projected"`
 	} `json:"volumes"`
 }
 
@@ -55,6 +64,18 @@ type ContainerSpec struct {
 	} `json:"volumeMounts"`
 }
 
+// Cluster is what a kubelet has of its cluster.
+type Cluster struct {
+	// Secrets and ConfigMaps are contents by name and key.
+	Secrets, ConfigMaps map[string]map[string]string
+	// Tokens are those of the pod's service account, by audience.
+	Tokens map[string]string
+	// Fields are what the downward API says.
+	Fields map[string]string
+	// Env is what every container is told of the cluster, KEY=VALUE.
+	Env []string
+}
+
 // Pod is a pod that runs.
 type Pod struct {
 	c          *Containerd
@@ -65,9 +86,8 @@ type Pod struct {
 
 // RunPod does for a pod what the kubelet does, on the node's network: volumes,
 // init containers to their end, then the containers. Host paths are below the
-// node's directory; secrets are files by secret and name. The fields are what the
-// downward API says.
-func (c *Containerd) RunPod(t testing.TB, name string, spec PodSpec, secrets map[string]map[string]string, fields map[string]string) *Pod {
+// node's directory.
+func (c *Containerd) RunPod(t testing.TB, name string, spec PodSpec, cluster Cluster) *Pod {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), runLimit)
 	defer cancel()
@@ -88,21 +108,21 @@ func (c *Containerd) RunPod(t testing.TB, name string, spec PodSpec, secrets map
 	}
 	p.sandbox = sandbox.PodSandboxId
 	t.Cleanup(func() { p.remove(t) })
-	volumes := p.volumes(t, spec, secrets)
+	volumes := p.volumes(t, spec, cluster)
 	for _, one := range spec.InitContainers {
-		p.start(t, ctx, spec, one, volumes, fields)
+		p.start(t, ctx, spec, one, volumes, cluster)
 		if code := p.Wait(t, one.Name); code != 0 {
 			t.Fatalf("pod %s: init container %s ended with %d:\n%s", name, one.Name, code, p.Log(one.Name))
 		}
 	}
 	for _, one := range spec.Containers {
-		p.start(t, ctx, spec, one, volumes, fields)
+		p.start(t, ctx, spec, one, volumes, cluster)
 	}
 	return p
 }
 
 // volumes makes the pod's volumes and returns their paths.
-func (p *Pod) volumes(t testing.TB, spec PodSpec, secrets map[string]map[string]string) map[string]string {
+func (p *Pod) volumes(t testing.TB, spec PodSpec, cluster Cluster) map[string]string {
 	t.Helper()
 	paths := map[string]string{}
 	for _, v := range spec.Volumes {
@@ -119,16 +139,30 @@ func (p *Pod) volumes(t testing.TB, spec PodSpec, secrets map[string]map[string]
 				t.Fatal(err)
 			}
 		}
+		files := map[string]string{}
 		if v.Secret != nil {
-			for name, content := range secrets[v.Secret.SecretName] {
-				file := filepath.Join(path, name)
-				if err := os.WriteFile(file, []byte(content), 0o440); err != nil {
-					t.Fatal(err)
+			files = cluster.Secrets[v.Secret.SecretName]
+		}
+		if v.Projected != nil {
+			for _, s := range v.Projected.Sources {
+				if token := s.ServiceAccountToken; token != nil {
+					files[token.Path] = cluster.Tokens[token.Audience]
 				}
-				if group := spec.SecurityContext.FSGroup; group != nil {
-					if err := os.Chown(file, 0, int(*group)); err != nil {
-						t.Fatal(err)
+				if s.ConfigMap != nil {
+					for _, item := range s.ConfigMap.Items {
+						files[item.Path] = cluster.ConfigMaps[s.ConfigMap.Name][item.Key]
 					}
+				}
+			}
+		}
+		for name, content := range files {
+			file := filepath.Join(path, name)
+			if err := os.WriteFile(file, []byte(content), 0o440); err != nil {
+				t.Fatal(err)
+			}
+			if group := spec.SecurityContext.FSGroup; group != nil {
+				if err := os.Chown(file, 0, int(*group)); err != nil {
+					t.Fatal(err)
 				}
 			}
 		}
@@ -137,7 +171,7 @@ func (p *Pod) volumes(t testing.TB, spec PodSpec, secrets map[string]map[string]
 	return paths
 }
 
-func (p *Pod) start(t testing.TB, ctx context.Context, spec PodSpec, one ContainerSpec, volumes, fields map[string]string) {
+func (p *Pod) start(t testing.TB, ctx context.Context, spec PodSpec, one ContainerSpec, volumes map[string]string, cluster Cluster) {
 	t.Helper()
 	config := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: one.Name},
@@ -157,9 +191,13 @@ func (p *Pod) start(t testing.TB, ctx context.Context, spec PodSpec, one Contain
 		config.Linux.SecurityContext.SupplementalGroups = []int64{*group}
 	}
 	var expand []string
+	for _, e := range cluster.Env {
+		key, value, _ := strings.Cut(e, "=")
+		config.Envs = append(config.Envs, &cri.KeyValue{Key: key, Value: []byte(value)})
+	}
 	for _, e := range one.Env {
 		if e.ValueFrom != nil && e.ValueFrom.FieldRef != nil {
-			e.Value = fields[e.ValueFrom.FieldRef.FieldPath]
+			e.Value = cluster.Fields[e.ValueFrom.FieldRef.FieldPath]
 		}
 		config.Envs = append(config.Envs, &cri.KeyValue{Key: e.Name, Value: []byte(e.Value)})
 		expand = append(expand, "$("+e.Name+")", e.Value)

@@ -34,7 +34,7 @@ func TestPods(t *testing.T) {
 		for path, content := range map[string]string{"shoal": readShoal(t), "pause": buildPause(t)} {
 			registry.Push(t, newImage(t, func() (*Image, error) { return programImage("/usr/bin/"+path, content) }), path, "v1")
 		}
-		ports, err := freePorts(5)
+		ports, err := freePorts(6)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -50,19 +50,26 @@ func TestPods(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		secrets := map[string]map[string]string{"shoal-ca": {
-			"ca.crt": ca.pem, "ca.key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
-		}}
-		fields := map[string]string{"spec.nodeName": "node-1", "status.hostIP": node.Addr, "status.podIP": node.Addr,
+		// A stand-in for the API server knows the token of the daemon's pod.
+		api := NewAPIServer(t, "token-of-the-scheduler", "token-of-the-daemon", "node-1")
+		cluster := Cluster{
+			Secrets: map[string]map[string]string{"shoal-ca": {
+				"ca.crt": ca.pem, "ca.key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
+			}},
+			ConfigMaps: map[string]map[string]string{"shoal-ca": {"ca.crt": ca.pem}, "kube-root-ca.crt": {"ca.crt": api.CA}},
+			Tokens:     map[string]string{"shoal-issuer": "token-of-the-daemon", "": "token-of-the-scheduler"},
+			Env:        api.Env,
+		}
+		cluster.Fields = map[string]string{"spec.nodeName": "node-1", "status.hostIP": node.Addr, "status.podIP": node.Addr,
 			"metadata.labels['topology.kubernetes.io/zone']": "zone-a"}
 		hosts := node.Path("host/etc/containerd/certs.d", upstream, "hosts.toml")
 		node.Write(t, "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n", "host/etc/containerd/config.toml")
 
-		daemon := c.RunPod(t, "daemon", daemons, secrets, fields)
+		daemon := c.RunPod(t, "daemon", daemons, cluster)
 		mirror, admin := "http://"+net.JoinHostPort("127.0.0.1", ports[0]), "http://"+net.JoinHostPort("127.0.0.1", ports[2])
 		Eventually(t, "the daemon is ready", time.Minute, func() error { return getOK(admin + "/readyz") })
 		// The scheduler comes later, as it may.
-		scheduler := c.RunPod(t, "scheduler", schedulers, secrets, fields)
+		scheduler := c.RunPod(t, "scheduler", schedulers, cluster)
 		metrics := program{Admin: net.JoinHostPort("127.0.0.1", ports[2])}
 		Eventually(t, "the daemon is known to the scheduler", time.Minute, func() error {
 			n, err := metrics.Metric("shoal_scheduler_connected")
@@ -117,7 +124,7 @@ func TestPods(t *testing.T) {
 }
 
 // manifests are the pods of deploy/kubernetes, on other ports (mirror, peer, admin,
-// scheduler, its admin), with the test's image and registry. There is no DNS.
+// scheduler, its admin, its issuer), with the test's image and registry. There is no DNS.
 func manifests(t *testing.T, ports []string, origin string) (daemons, schedulers PodSpec) {
 	t.Helper()
 	root, err := repositoryRoot()
@@ -129,11 +136,12 @@ func manifests(t *testing.T, ports []string, origin string) (daemons, schedulers
 		t.Fatal(err)
 	}
 	var pairs []string
-	for i, port := range []string{"4400", "4401", "4403", "4402", "4404"} {
+	for i, port := range []string{"4400", "4401", "4403", "4402", "4404", "4405"} {
 		pairs = append(pairs, ":"+port, ":"+ports[i])
 	}
 	pairs = append(pairs,
 		"dns:///shoal-scheduler.shoal.svc.cluster.local", "127.0.0.1",
+		"https://shoal-scheduler.shoal.svc.cluster.local", "https://127.0.0.1",
 		"- --default-registry=docker.io", "- --registry="+upstream+"="+origin,
 		"--auth=relay", "--auth=open",
 		"            - --\n", "            - --\n            - --mirror=http://127.0.0.1:"+ports[0]+"\n            - --registry="+upstream+"\n")
