@@ -16,7 +16,8 @@ type entry struct {
 	size    int64
 	partial bool
 	// The fields below are guarded by Store.mu.
-	pins    int // open handles
+	came    int64 // bytes of a partial: of pieces that were begun
+	pins    int   // open handles
 	elem    *list.Element
 	touched time.Time // when its use was last written to disk; zero: not by us
 	keep    time.Time // not evicted before
@@ -35,7 +36,16 @@ type index struct {
 	blobs    map[digest.Digest]*entry
 	partials map[digest.Digest]*entry
 	order    *list.List // of *entry, most recently used first
-	used     int64      // bytes
+	used     int64      // bytes: the sum of what the entries take
+}
+
+// takes is what an entry counts for: a blob that is coming only with what has
+// come of it.
+func (e *entry) takes() int64 {
+	if e.partial {
+		return e.came
+	}
+	return e.size
 }
 
 func (x *index) init() {
@@ -54,7 +64,25 @@ func (x *index) of(e *entry) map[digest.Digest]*entry {
 func (x *index) add(e *entry) {
 	x.of(e)[e.digest] = e
 	e.elem = x.order.PushFront(e)
-	x.used += e.size
+	x.used += e.takes()
+}
+
+// grow sets what has come of a partial.
+func (x *index) grow(e *entry, came int64) {
+	if x.of(e)[e.digest] == e {
+		x.used += came - e.came
+		e.came = came
+	}
+}
+
+// promised is what may still come of the partials that are open, in bytes.
+func (x *index) promised() (sum int64) {
+	for _, e := range x.partials {
+		if e.pins > 0 {
+			sum += e.size - e.came
+		}
+	}
+	return sum
 }
 
 // drop forgets e. It reports false if e was forgotten before.
@@ -64,7 +92,7 @@ func (x *index) drop(e *entry) bool {
 	}
 	delete(x.of(e), e.digest)
 	x.order.Remove(e.elem)
-	x.used -= e.size
+	x.used -= e.takes()
 	return true
 }
 
@@ -87,7 +115,7 @@ func (x *index) victims(need int64) (v []*entry, sum int64) {
 	for el := x.order.Back(); el != nil && sum < need; el = el.Prev() {
 		if e := el.Value.(*entry); e.pins == 0 && !e.keep.After(now) {
 			v = append(v, e)
-			sum += e.size
+			sum += e.takes()
 		}
 	}
 	return v, sum
@@ -105,22 +133,23 @@ func (s *Store) limitLocked() (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	// A sparse partial counts in full against the quota, but takes from the
+	// A piece of a partial counts from its first byte on, but takes from the
 	// disk only what is written.
 	allocated := s.index.used
 	for d, e := range s.index.partials {
 		var has int64
 		if info, err := s.fs.lstat(s.partialPath(d)); err == nil {
-			has = min(info.allocated, e.size)
+			has = min(info.allocated, e.came)
 		}
-		allocated -= e.size - has
+		allocated -= e.came - has
 	}
 	return max(0, min(s.maxBytes, allocated+sp.avail-sp.total/freeShare)), nil
 }
 
-// makeRoomLocked evicts until size more bytes fit into the quota. If they
-// cannot be made to fit it evicts nothing and returns ErrUnavailable.
-func (s *Store) makeRoomLocked(size int64) error {
+// admitLocked looks whether a blob of which size more bytes may come can be made
+// to fit into the quota, beside all that may still come of others. It evicts
+// nothing: the size is somebody's word, and room is made for bytes that come.
+func (s *Store) admitLocked(size int64) error {
 	limit, err := s.limitLocked()
 	if err != nil {
 		return s.writeFailedLocked("looking for free space", err)
@@ -129,19 +158,57 @@ func (s *Store) makeRoomLocked(size int64) error {
 	if size > limit && size > 0 {
 		return fmt.Errorf("%w: %d bytes are more than the quota of %d (%d configured, a tenth of the disk stays free)", ErrUnavailable, size, limit, s.maxBytes)
 	}
-	need := s.index.used - (limit - size)
+	promised := s.index.promised()
+	need := s.index.used + promised - (limit - size)
+	if need <= 0 || size == 0 {
+		return nil
+	}
+	if _, sum := s.index.victims(need); sum < need {
+		return fmt.Errorf("%w: no room for %d bytes: of a quota of %d, %d are in use and %d promised", ErrUnavailable, size, limit, s.index.used-sum, promised)
+	}
+	return nil
+}
+
+// shrinkLocked evicts until what there is fits into the quota, as far as that can
+// be had.
+func (s *Store) shrinkLocked() error {
+	limit, err := s.limitLocked()
+	if err != nil {
+		return s.writeFailedLocked("looking for free space", err)
+	}
+	s.stats.LimitBytes = limit
+	return s.evictForLocked(s.index.used - limit)
+}
+
+// evictForLocked evicts need bytes, or fewer if there are no more.
+func (s *Store) evictForLocked(need int64) error {
 	if need <= 0 {
 		return nil
 	}
-	victims, sum := s.index.victims(need)
-	if sum < need && size > 0 {
-		return fmt.Errorf("%w: no room for %d bytes: of %d used, %d of a quota of %d are in use", ErrUnavailable, size, s.index.used, s.index.used-sum, limit)
-	}
+	victims, _ := s.index.victims(need)
 	for _, e := range victims {
 		if err := s.evictLocked(e); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// growLocked evicts for n more bytes of a partial, which was admitted. If the disk
+// has less room by now, the blob goes on as far as the disk takes it.
+func (s *Store) growLocked(e *entry, n int64) error {
+	limit, err := s.limitLocked()
+	if err != nil {
+		return s.writeFailedLocked("looking for free space", err)
+	}
+	s.stats.LimitBytes = limit
+	if err := s.evictForLocked(s.index.used + n - limit); err != nil {
+		return err
+	}
+	if s.index.used+n > s.maxBytes {
+		return fmt.Errorf("%w: no room for %d more bytes of %s: a quota of %d is in use", ErrUnavailable, n, e.digest, s.maxBytes)
+	}
+	s.index.grow(e, e.came+n)
 	return nil
 }
 

@@ -57,6 +57,7 @@ type Partial struct {
 	have      *piece.Set    // visible
 	claimed   *piece.Set    // disjoint from have and busy
 	busy      *piece.Set    // has a writer or is being rechecked
+	charged   *piece.Set    // counts against the quota
 	news      chan struct{} // closed and replaced when have or state changes
 	state     partialState
 	verified  bool   // the whole digest was
@@ -72,8 +73,8 @@ const (
 	closed
 )
 
-// Partial opens the unfinished blob d of size bytes, or begins it, making
-// room by eviction. An unfinished blob of another size is discarded. A
+// Partial opens the unfinished blob d of size bytes, or begins it. Room is made by
+// eviction as its pieces come. An unfinished blob of another size is discarded. A
 // complete blob of the same digest stays until Commit replaces it.
 //
 // The error is ErrBusy if a handle is open, ErrUnavailable if the store
@@ -99,10 +100,12 @@ func (s *Store) Partial(d digest.Digest, size int64) (*Partial, error) {
 		have:      piece.NewSet(l.Count()),
 		claimed:   piece.NewSet(l.Count()),
 		busy:      piece.NewSet(l.Count()),
+		charged:   piece.NewSet(l.Count()),
 		news:      make(chan struct{}),
 	}
 	switch err := p.resume(); {
 	case err == nil:
+		p.recount()
 		return p, nil
 	case errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE):
 		_ = s.release(e, false)
@@ -121,7 +124,46 @@ func (s *Store) Partial(d digest.Digest, size int64) (*Partial, error) {
 		s.release(e, true)
 		return nil, s.countRefusal(s.writeFailed("beginning blob "+string(d), err))
 	}
+	p.recount()
 	return p, nil
+}
+
+// recount sets what the blob counts for to what its journal claims.
+func (p *Partial) recount() {
+	var came int64
+	for i := range p.layout.Count() {
+		if p.claimed.Has(i) {
+			_, n := p.layout.Span(i)
+			came += n
+			p.charged.Add(i)
+		}
+	}
+	p.s.mu.Lock()
+	defer p.s.mu.Unlock()
+	p.s.index.grow(p.e, came)
+}
+
+// charge makes room for piece i, of which bytes have come. What is discarded of
+// it stays on the disk until it is written again, and counts.
+func (p *Partial) charge(i int) error {
+	p.mu.Lock()
+	already := p.charged.Has(i)
+	p.mu.Unlock()
+	if already {
+		return nil
+	}
+	_, n := p.layout.Span(i)
+	s := p.s
+	s.mu.Lock()
+	err := s.growLocked(p.e, n)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.charged.Add(i)
+	return nil
 }
 
 // reserve returns the pinned entry of the unfinished blob, with room for it.
@@ -141,6 +183,9 @@ func (s *Store) reserve(d digest.Digest, size int64) (e *entry, err error) {
 			return nil, fmt.Errorf("%w: %s", ErrBusy, d)
 		}
 		if e.size == size {
+			if err := s.admitLocked(size - e.came); err != nil {
+				return nil, err
+			}
 			e.pins++
 			s.index.use(e)
 			return e, nil
@@ -149,7 +194,7 @@ func (s *Store) reserve(d digest.Digest, size int64) (e *entry, err error) {
 			return nil, err
 		}
 	}
-	if err := s.makeRoomLocked(size); err != nil {
+	if err := s.admitLocked(size); err != nil {
 		return nil, err
 	}
 	e = &entry{digest: d, size: size, partial: true, pins: 1}

@@ -127,6 +127,12 @@ func TestPins(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !holds(s, idle) {
+		t.Fatal("evicted for bytes that have not come")
+	}
+	if err := writePiece(p2, content(4, 300), 0); err != nil {
+		t.Fatal(err)
+	}
 	if holds(s, idle) || !holds(s, pinned) {
 		t.Fatal("the wrong one went")
 	}
@@ -145,7 +151,7 @@ func TestPins(t *testing.T) {
 	if err := errors.Join(p.Drop(), p2.Drop()); err != nil {
 		t.Fatal(err)
 	}
-	if st := s.Stats(); st.UsedBytes != 0 || st.Partials != 0 || st.Refusals != 1 {
+	if st := s.Stats(); st.UsedBytes != 100 || st.Partials != 0 || st.Refusals != 1 {
 		t.Fatalf("%+v", st)
 	}
 	if _, err := s.Partial(big, 401); !errors.Is(err, ErrUnavailable) {
@@ -242,7 +248,10 @@ func TestIndexModel(t *testing.T) {
 				}
 				if err == nil {
 					partials[d] = p
-				} else if !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrBusy) {
+				} else if p != nil {
+					p.Drop()
+				}
+				if err != nil && !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrBusy) {
 					rt.Fatal(err)
 				}
 			},
@@ -282,7 +291,7 @@ func TestIndexModel(t *testing.T) {
 				for el := s.index.order.Front(); el != nil; el = el.Next() {
 					e := el.Value.(*entry)
 					n++
-					sum += e.size
+					sum += e.takes()
 					if s.index.of(e)[e.digest] != e {
 						rt.Fatal("the order holds what the maps do not")
 					}

@@ -113,8 +113,8 @@ func (s *Store) scanPartials() (partials []found, err error) {
 			continue
 		}
 		path := filepath.Join(s.partialDir(), base)
-		if size, mtime, ok := s.readPartial(path); ok {
-			partials = append(partials, found{&entry{digest: d, size: size, partial: true}, mtime})
+		if size, came, mtime, ok := s.readPartial(path); ok {
+			partials = append(partials, found{&entry{digest: d, size: size, partial: true, came: came}, mtime})
 			continue
 		}
 		if rerr := s.removeOrphan(path, journalSuffix); rerr != nil && !isDiskTrouble(rerr) {
@@ -124,28 +124,28 @@ func (s *Store) scanPartials() (partials []found, err error) {
 	return partials, nil
 }
 
-// readPartial returns the size that the journal of a partial names, if the
-// partial is sound enough to be resumed.
-func (s *Store) readPartial(path string) (size, mtime int64, ok bool) {
+// readPartial returns the size that the journal of a partial names, and how much
+// of it takes room on the disk, if the partial is sound enough to be resumed.
+func (s *Store) readPartial(path string) (size, came, mtime int64, ok bool) {
 	data, err := s.fs.lstat(path)
 	if err != nil || !data.mode.IsRegular() {
-		return 0, 0, false
+		return 0, 0, 0, false
 	}
 	f, err := s.fs.open(path+journalSuffix, os.O_RDONLY)
 	if err != nil {
-		return 0, 0, false
+		return 0, 0, 0, false
 	}
 	defer f.Close()
 	info, err := f.stat()
 	if err != nil || !info.mode.IsRegular() {
-		return 0, 0, false
+		return 0, 0, 0, false
 	}
 	head := make([]byte, journalHeader)
 	if _, err := f.ReadAt(head, 0); err != nil && err != io.EOF {
-		return 0, 0, false
+		return 0, 0, 0, false
 	}
 	l, err := decodeJournalHeader(head)
-	return l.Size(), info.mtime, err == nil && l.Size() == data.size
+	return l.Size(), min(data.allocated, data.size), info.mtime, err == nil && l.Size() == data.size
 }
 
 func (s *Store) removeOrphan(path string, suffixes ...string) error {

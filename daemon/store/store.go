@@ -74,7 +74,7 @@ type Config struct {
 	// Dir is the data directory. It is created with mode 0700 if absent, and
 	// refused if another user owns it or group or others may enter it.
 	Dir string
-	// MaxBytes is the quota for complete blobs and the full size of
+	// MaxBytes is the quota for complete blobs and what has come of
 	// unfinished ones. Whatever it is, a tenth of the disk is left free. 0
 	// stores nothing.
 	MaxBytes int64
@@ -136,8 +136,8 @@ func openOn(fsys fileSystem, cfg Config) (*Store, error) {
 		return nil, err
 	}
 	// The quota may have shrunk since the last run. What cannot be evicted
-	// now is evicted when room is made the next time.
-	if err := s.makeRoomLocked(0); err != nil {
+	// now is evicted when bytes come the next time.
+	if err := s.shrinkLocked(); err != nil {
 		s.log.Warn("store is over its quota", "dir", s.dir, "err", err)
 	}
 	return s, nil
@@ -277,7 +277,7 @@ func (s *Store) Close() error {
 
 // Stats are the figures of a store. Counters start at zero with Open.
 type Stats struct {
-	UsedBytes   int64 // complete blobs, and unfinished ones at full size
+	UsedBytes   int64 // complete blobs, and what has come of unfinished ones
 	MaxBytes    int64 // the configured quota
 	LimitBytes  int64 // the quota as the disk allowed when room was last made
 	Blobs       int   // complete blobs

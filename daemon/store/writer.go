@@ -62,6 +62,11 @@ func (w *PieceWriter) Write(b []byte) (int, error) {
 	case len(b) == 0:
 		return 0, nil
 	}
+	if w.written == 0 {
+		if w.err = w.p.charge(w.i); w.err != nil {
+			return 0, w.err
+		}
+	}
 	err := w.p.s.whileFull(func() error {
 		_, err := w.p.data.WriteAt(b, w.off+w.written)
 		return err
