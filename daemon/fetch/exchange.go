@@ -40,6 +40,8 @@ type link struct {
 	other map[int]claim
 	// named: a scheduler has told of the node. Nothing is asked of others.
 	named bool
+	// near: it is a neighbour in this swarm, for which places are kept.
+	near bool
 	// reserved: to be asked for assigned pieces only, while a scheduler is
 	// there.
 	reserved bool
@@ -59,6 +61,12 @@ const (
 	// maxLinks bounds the connections of one swarm. A scheduler gives a peer
 	// at most some twenty neighbours.
 	maxLinks = 64
+	// maxOthers is how many of them may be with peers that are no neighbours
+	// of this node here: whoever dials could take all places otherwise.
+	// maxOfParty is how many of these one identity may have. Both are more than
+	// a swarm of one machine has before the scheduler has told of everybody.
+	maxOthers  = maxLinks / 2
+	maxOfParty = 16
 	// perLink is how many pieces are asked of one peer at once: while one
 	// comes, the request for the next is there already.
 	perLink = 2
@@ -70,14 +78,31 @@ func newExchange(n int, seed uint64) *exchange {
 	return &exchange{n: n, rand: rand.New(rand.NewPCG(seed, 0x0ddba11)), holders: make([]int, n), claims: make([]claim, n), names: map[string]string{}}
 }
 
-// add takes in a new connection, and returns nil if there are too many.
-func (x *exchange) add(p Peer) *link {
-	if len(x.links) >= maxLinks {
+// add takes in a new connection, and returns nil if there are too many. near
+// says that the peer is a neighbour here: half of the places are for such peers
+// alone.
+func (x *exchange) add(p Peer, near bool) *link {
+	if len(x.links) >= maxLinks || !near && !x.admits(p) {
 		return nil
 	}
-	l := &link{Peer: p, named: p.Named() && p.ID() != "", has: piece.NewSet(x.n), said: piece.NewSet(x.n), choked: p.Choked()}
+	l := &link{Peer: p, named: p.Named() && p.ID() != "", near: near, has: piece.NewSet(x.n), said: piece.NewSet(x.n), choked: p.Choked()}
 	x.links = append(x.links, l)
 	return l
+}
+
+// admits reports whether there is a place for a peer that is no neighbour.
+func (x *exchange) admits(p Peer) bool {
+	others, ofParty := 0, 0
+	for _, l := range x.links {
+		if l.near {
+			continue
+		}
+		others++
+		if l.Party() == p.Party() {
+			ofParty++
+		}
+	}
+	return others < maxOthers && ofParty < maxOfParty
 }
 
 func (x *exchange) find(p Peer) *link {

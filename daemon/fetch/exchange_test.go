@@ -14,10 +14,12 @@ type stub struct {
 	id     scheduler.PeerID
 	choked bool
 	alien  bool // no scheduler has told of it
+	party  string
 }
 
 func (s *stub) ID() scheduler.PeerID                     { return s.id }
 func (s *stub) Named() bool                              { return !s.alien }
+func (s *stub) Party() string                            { return s.party }
 func (s *stub) String() string                           { return string(s.id) }
 func (s *stub) Request(int, io.Writer) (Transfer, error) { return nil, io.EOF }
 func (s *stub) Has(int) bool                             { return true }
@@ -35,7 +37,7 @@ func (x *exchange) pick(only *link, depth int) (*link, int) {
 }
 
 func hasOf(x *exchange, s *stub, pieces ...int) *link {
-	l := x.add(s)
+	l := x.add(s, true)
 	var list []Have
 	for _, i := range pieces {
 		list = append(list, Have{Index: i, Sum: sumOf(byte(i)), Known: true, Publisher: s.String()})
@@ -120,7 +122,7 @@ func TestSourceSparesSeeds(t *testing.T) {
 // What a peer says a piece hashes to holds for that peer, whoever spoke first.
 func TestClaimsStandWithWhoMadeThem(t *testing.T) {
 	x := newExchange(4, 1)
-	a, b := has(x, "a", 1), x.add(&stub{id: "b"})
+	a, b := has(x, "a", 1), x.add(&stub{id: "b"}, true)
 	x.claimed(b, []Have{{Index: 1, Sum: sumOf(9), Known: true, Publisher: "liar"}, {Index: 99, Known: true}, {Index: -1}})
 	if c := x.claimOf(a, 1); c.sum != sumOf(1) || c.publisher != "a" {
 		t.Errorf("of a: %+v", c)
@@ -137,12 +139,41 @@ func TestClaimsStandWithWhoMadeThem(t *testing.T) {
 func TestLinksAreBounded(t *testing.T) {
 	x := newExchange(1, 1)
 	for range maxLinks {
-		if x.add(&stub{}) == nil {
+		if x.add(&stub{}, true) == nil {
 			t.Fatal("refused too early")
 		}
 	}
-	if x.add(&stub{}) != nil {
+	if x.add(&stub{}, true) != nil {
 		t.Error("one too many")
+	}
+}
+
+// Whoever dials takes no place of a neighbour, from however many addresses, and
+// one identity takes but some of the others.
+func TestPlacesForNeighbours(t *testing.T) {
+	x := newExchange(1, 1)
+	crowd := func(party string) (n int) {
+		for range 3 * maxLinks {
+			if x.add(&stub{alien: true, party: party}, false) != nil {
+				n++
+			}
+		}
+		return n
+	}
+	if n := crowd("a"); n != maxOfParty {
+		t.Errorf("one address has %d places", n)
+	}
+	other := x.add(&stub{id: "other", party: "b"}, false)
+	if other == nil {
+		t.Fatal("no place for another address")
+	}
+	if n := crowd("c") + crowd("d"); n != maxOthers-maxOfParty-1 {
+		t.Errorf("more addresses have %d places", n)
+	}
+	for i := range maxLinks - maxOthers {
+		if x.add(&stub{party: "a"}, true) == nil {
+			t.Fatalf("no place for neighbour %d", i)
+		}
 	}
 }
 

@@ -36,6 +36,7 @@ func (m *Member) neighbours(s *scheduler.Swarm) {
 func (m *Member) approach(n scheduler.Neighbour, grace time.Duration) {
 	if l := m.x.byID(n.Peer); l != nil {
 		m.x.name(l)
+		l.near = true
 		l.reserved, l.leaving = n.Reserved, false
 	}
 	known := m.near[n.Peer]
@@ -127,12 +128,13 @@ func (m *Member) Opened(p Peer) {
 		p.Close(fmt.Errorf("peer %s is banned", id))
 		return
 	}
-	l := m.x.add(p)
+	n := m.near[id]
+	l := m.x.add(p, n != nil)
 	if l == nil {
 		p.Close(errors.New("too many peers for one blob"))
 		return
 	}
-	if n := m.near[id]; n != nil {
+	if n != nil {
 		l.reserved = n.Reserved
 		n.tries = 0
 	}

@@ -73,6 +73,9 @@ type Peer interface {
 	// Named reports whether a scheduler has told of the node. A stranger that
 	// dials is served, but nothing is asked of it.
 	Named() bool
+	// Party is what the peer cannot choose for itself: the name in its
+	// certificate, or without TLS the network of its address.
+	Party() string
 	// String names it for people.
 	String() string
 	// Request asks for a piece, whose bytes are written to w as they come.

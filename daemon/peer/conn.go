@@ -105,6 +105,10 @@ func (c *Conn) ID() ID { return c.id }
 // TLS.
 func (c *Conn) Name() string { return c.name }
 
+// Party returns what the peer's connections are counted by: the name that its
+// certificate proves, or without TLS the network of its address.
+func (c *Conn) Party() string { return c.party.name }
+
 // Addr returns the address of the peer's end.
 func (c *Conn) Addr() net.Addr { return c.raw.RemoteAddr() }
 
