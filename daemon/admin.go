@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/pprof"
 
@@ -15,6 +16,8 @@ type health struct {
 	Status string `json:"status"`
 	// Store is why the store takes nothing, if it does not.
 	Store string `json:"store,omitempty"`
+	// Mirror is why the mirror turns requests away, if it does.
+	Mirror string `json:"mirror,omitempty"`
 }
 
 // adminHandler serves the operator: health, readiness, metrics, profiles.
@@ -29,6 +32,12 @@ func (d *Daemon) adminHandler() http.Handler {
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if d.stopping.Load() {
 			writeHealth(w, http.StatusServiceUnavailable, health{Status: "stopping"})
+			return
+		}
+		if d.front.Busy(notReadyFor) {
+			writeHealth(w, http.StatusServiceUnavailable, health{
+				Status: "busy", Mirror: fmt.Sprintf("all of the %d connections of --max-connections have a request under way: others are closed", d.cfg.MaxConnections),
+			})
 			return
 		}
 		writeHealth(w, http.StatusOK, d.health())

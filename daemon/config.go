@@ -99,7 +99,8 @@ type Config struct {
 	// TagTTL is how long a tag stays resolved. Longer spares the origin,
 	// shorter sees a moved tag sooner.
 	TagTTL time.Duration
-	// MaxConnections bounds the connections to the mirror; more wait.
+	// MaxConnections bounds the connections to the mirror. Idle ones make room
+	// for more; if all have a request under way, more are closed at once.
 	MaxConnections int
 	// MaxDownloads bounds the blobs in flight; more wait.
 	MaxDownloads int

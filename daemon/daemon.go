@@ -16,8 +16,20 @@ import (
 	"github.com/shoalproject/shoal/daemon/fetch"
 	"github.com/shoalproject/shoal/daemon/mirror"
 	"github.com/shoalproject/shoal/daemon/store"
+	"github.com/shoalproject/shoal/internal/connlimit"
 	"github.com/shoalproject/shoal/registry/origin"
 	"github.com/shoalproject/shoal/systemd"
+)
+
+const (
+	// adminConnections is how many connections there may be to the operator's
+	// endpoints.
+	adminConnections = 256
+	// writeStall is how long an operator may take for 64 KiB of an answer.
+	writeStall = 30 * time.Second
+	// notReadyFor is how long the daemon says that it is not ready after it had
+	// to turn a connection away.
+	notReadyFor = 10 * time.Second
 )
 
 // Daemon is one node. Make it with New, run it with Run.
@@ -36,6 +48,7 @@ type Daemon struct {
 	pods        *precedence
 
 	mirror net.Listener
+	front  *connlimit.Listener // mirror, with its limit
 	admin  net.Listener
 	// stopping is set once the daemon is told to stop: it is not ready then.
 	stopping atomic.Bool
@@ -103,6 +116,7 @@ func (d *Daemon) open() error {
 	if d.admin, err = s.listen("admin-listen", s.AdminListen); err != nil {
 		return err
 	}
+	d.front = connlimit.Listen(d.mirror, s.MaxConnections)
 	d.metrics = newMetrics(d)
 	return nil
 }
@@ -195,10 +209,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	conns := limitListener(d.mirror, d.cfg.MaxConnections)
 	front := d.server(handler)
-	front.ConnState = conns.connState
-	back := d.server(d.adminHandler())
+	back := d.server(connlimit.Progress(d.adminHandler(), writeStall))
 	d.warn()
 	d.log.Info("serving", "mirror", d.mirror.Addr(), "admin", d.admin.Addr(), "data_dir", d.cfg.DataDir,
 		"auth", d.cfg.Auth, "registries", d.cfg.upstreams.Hosts(), "version", d.cfg.Version)
@@ -227,8 +239,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.credentials != nil {
 		group.Go(func() error { return d.credentials.watch(ctx) })
 	}
-	group.Go(func() error { return serve(front, conns) })
-	group.Go(func() error { return serve(back, d.admin) })
+	group.Go(func() error { return serve(front, d.front) })
+	group.Go(func() error { return serve(back, connlimit.Listen(d.admin, adminConnections)) })
 	group.Go(func() error {
 		systemd.Attend(ctx, d.log, d.alive)
 		return nil
@@ -323,8 +335,8 @@ func (d *Daemon) server(h http.Handler) *http.Server {
 	}
 }
 
-func serve(s *http.Server, l net.Listener) error {
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+func serve(s *http.Server, l *connlimit.Listener) error {
+	if err := l.Serve(s); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serving %s: %w", l.Addr(), err)
 	}
 	return nil

@@ -23,6 +23,7 @@ var may = map[string][]string{
 	"attach":   nil,
 
 	"internal/hostcheck": nil,
+	"internal/connlimit": nil,
 
 	"mtls/mtlstest": nil,
 
@@ -50,7 +51,7 @@ var may = map[string][]string{
 	"scheduler/wire/outbox": nil,
 	"scheduler/server":      {"scheduler", "scheduler/jobs", "scheduler/wire/outbox"},
 	"scheduler/client":      {"scheduler", "scheduler/jobs", "scheduler/wire/outbox"},
-	"scheduler/standalone":  {"scheduler", "scheduler/api", "scheduler/harbor", "scheduler/jobs", "scheduler/jobstore", "scheduler/server", "scheduler/wire", "mtls", "systemd", "internal/hostcheck", "scheduler/issuer"},
+	"scheduler/standalone":  {"scheduler", "scheduler/api", "scheduler/harbor", "scheduler/jobs", "scheduler/jobstore", "scheduler/server", "scheduler/wire", "mtls", "systemd", "internal/hostcheck", "internal/connlimit", "scheduler/issuer"},
 
 	// The two ends of issuing know a certificate, and not each other.
 	"scheduler/issuer":            {"mtls"},
@@ -58,7 +59,7 @@ var may = map[string][]string{
 	"daemon/certificate":          {"mtls"},
 
 	"daemon": {"daemon/certificate", "daemon/store", "daemon/fetch", "daemon/mirror", "daemon/peer", "piece", "registry", "registry/origin",
-		"scheduler", "scheduler/jobs", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls", "nodeinfo", "systemd", "internal/hostcheck"},
+		"scheduler", "scheduler/jobs", "scheduler/server", "scheduler/client", "scheduler/wire", "mtls", "nodeinfo", "systemd", "internal/hostcheck", "internal/connlimit"},
 	"swarmtest":      {"daemon/peer", "piece", "scheduler", "scheduler/client", "scheduler/wire"},
 	"swarmtest/liar": {"swarmtest"},
 	"layout":         {"registry"},

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shoalproject/shoal/internal/connlimit"
 	"github.com/shoalproject/shoal/internal/hostcheck"
 	"github.com/shoalproject/shoal/mtls"
 	"github.com/shoalproject/shoal/scheduler"
@@ -21,6 +22,14 @@ import (
 	"github.com/shoalproject/shoal/scheduler/server"
 	"github.com/shoalproject/shoal/scheduler/wire"
 	"github.com/shoalproject/shoal/systemd"
+)
+
+const (
+	// adminConnections is how many connections there may be to the operator's
+	// endpoints.
+	adminConnections = 1024
+	// writeStall is how long a client may take for 64 KiB of an answer.
+	writeStall = 30 * time.Second
 )
 
 // Scheduler is one scheduler. Make it with New, run it with Run.
@@ -132,7 +141,7 @@ func (s *Scheduler) Run(ctx context.Context) error {
 		s.log.Info("stopping")
 	})
 	group.Go(func() error {
-		if err := back.Serve(s.admin); !errors.Is(err, http.ErrServerClosed) {
+		if err := connlimit.Listen(s.admin, adminConnections).Serve(back); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serving %s: %w", s.admin.Addr(), err)
 		}
 		return nil
@@ -179,7 +188,7 @@ func (s *Scheduler) alive(ctx context.Context) error {
 // headers must come in time and be short.
 func (s *Scheduler) adminServer() *http.Server {
 	return &http.Server{
-		Handler:           hostcheck.Handler(s.adminHandler(), s.cfg.AdminHosts...),
+		Handler:           connlimit.Progress(hostcheck.Handler(s.adminHandler(), s.cfg.AdminHosts...), writeStall),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second, // no request has a body that matters
 		IdleTimeout:       2 * time.Minute,
