@@ -41,12 +41,25 @@ type Manifest struct {
 	Blobs []v1.Descriptor
 }
 
+// longManifest is the length of a manifest, in bytes, from which on parsing
+// holds one. Those of images have a few KiB.
+const longManifest = 256 << 10
+
+var parsing = make(chan struct{}, 1)
+
 // ParseManifest reads a manifest that came with the given Content-Type,
 // which may be empty. A document that could be read in two ways is refused
 // (CVE-2021-41190): one whose mediaType is not the type it came with, or that
 // is index and image at once. Schema 1 is refused: its digest does not cover
 // the bytes that are sent.
+//
+// A parsed manifest may take ten times its length of memory, so long ones are
+// parsed one at a time.
 func ParseManifest(contentType string, body []byte) (Manifest, error) {
+	if len(body) > longManifest {
+		parsing <- struct{}{}
+		defer func() { <-parsing }()
+	}
 	// Into a map first: decoding to a struct would also take "Layers".
 	var doc map[string]json.RawMessage
 	if err := json.Unmarshal(body, &doc); err != nil {

@@ -11,8 +11,12 @@ import (
 	"github.com/shoalproject/shoal/registry"
 )
 
-// portion is how many bytes go to a client under one write deadline.
-const portion = 16 << 20
+// portion is how many bytes of a blob go to a client under one write deadline,
+// portionOfManifest the same of everything else.
+const (
+	portion           = 16 << 20
+	portionOfManifest = 256 << 10
+)
 
 const blobType = "application/octet-stream"
 
@@ -48,7 +52,7 @@ func (c *call) blob(ctx context.Context) (cut bool) {
 	} else {
 		c.status(http.StatusOK)
 	}
-	return !c.copy(ctx, body, part, ready)
+	return !c.copy(ctx, body, part, ready, portion, c.cfg.WriteStall)
 }
 
 // wait waits a while for the first byte: an error that comes meanwhile can
@@ -81,8 +85,9 @@ func (c *call) wantedRange() byteRange {
 }
 
 // copy sends part of body and reports whether all of it went. If it is not
-// ready, the client gets the headers while it waits.
-func (c *call) copy(ctx context.Context, body Reader, part span, ready bool) bool {
+// ready, the client gets the headers while it waits. It has stall for each
+// portion.
+func (c *call) copy(ctx context.Context, body Reader, part span, ready bool, portion int64, stall time.Duration) bool {
 	conn := http.NewResponseController(c.w)
 	if !ready {
 		if err := conn.Flush(); err != nil {
@@ -91,7 +96,7 @@ func (c *call) copy(ctx context.Context, body Reader, part span, ready bool) boo
 		}
 	}
 	for off, end := part.off, part.off+part.n; off < end; {
-		if err := conn.SetWriteDeadline(time.Now().Add(c.cfg.WriteStall)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		if err := conn.SetWriteDeadline(time.Now().Add(stall)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			c.access.Err = err
 			return false
 		}

@@ -34,8 +34,7 @@ func (c *call) fail(err error) {
 	c.header("application/json", int64(len(body)))
 	c.status(e.Status)
 	if c.r.Method != http.MethodHead {
-		n, _ := c.w.Write(body)
-		c.access.Bytes += int64(n)
+		_ = c.write(body) // err says why already
 	}
 }
 

@@ -1,14 +1,11 @@
 package mirror
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/shoalproject/shoal/registry"
 )
@@ -18,42 +15,50 @@ import (
 var AcceptAll = registry.AcceptAll
 
 // manifest answers GET and HEAD of a manifest.
-func (c *call) manifest(ctx context.Context) {
+// It reports whether the body must be cut short.
+func (c *call) manifest(ctx context.Context) (cut bool) {
+	defer c.releaseBody()
 	d, body := c.path.Digest, []byte(nil)
 	if c.path.Tag != "" {
 		r, err := c.resolve(ctx)
 		if err != nil {
 			c.fail(err)
-			return
+			return false
 		}
 		c.sizes.Add(sizeKey{c.repo, r.Digest}, r.Size)
 		if c.r.Method == http.MethodHead {
-			c.answerManifest(r.Descriptor, nil)
-			return
+			c.announceManifest(r.Descriptor)
+			return false
 		}
 		d, body = r.Digest, r.Body
 	}
-	m, body, err := c.manifestByDigest(ctx, d, body)
+	f, r, err := c.manifestByDigest(ctx, d, body)
 	if err != nil {
 		c.fail(err)
-		return
+		return false
 	}
+	defer r.Close()
 	c.settle(ctx, d, true)
-	c.learn(d, m)
-	c.answerManifest(Descriptor{MediaType: m.MediaType, Digest: d, Size: int64(len(body))}, body)
+	c.learn(d, f)
+	if !c.announceManifest(Descriptor{MediaType: f.mediaType, Digest: d, Size: r.Size()}) {
+		return false
+	}
+	// From the store's file, like a blob: a client that does not read holds
+	// no memory.
+	return !c.copy(ctx, r, span{0, r.Size()}, true, portionOfManifest, c.cfg.AnswerStall)
 }
 
-func (c *call) answerManifest(d Descriptor, body []byte) {
+// announceManifest sends the headers of a manifest, and reports whether the body
+// is wanted too.
+func (c *call) announceManifest(d Descriptor) bool {
 	c.content(d.MediaType, d.Digest, d.Size)
 	if c.ifNoneMatch(`"` + d.Digest.String() + `"`) {
 		c.w.Header().Del("Content-Length")
 		c.status(http.StatusNotModified)
-		return
+		return false
 	}
 	c.status(http.StatusOK)
-	if c.r.Method != http.MethodHead {
-		c.write(body)
-	}
+	return c.r.Method != http.MethodHead
 }
 
 // resolve finds out what the tag stands for: as the caller's like were told a
@@ -68,7 +73,7 @@ func (c *call) resolve(ctx context.Context) (Manifest, error) {
 	}
 	// Of a tag that is known, the manifest is likely here: asking for its
 	// digest is enough. Origins count GETs of manifests, not HEADs.
-	req.body = c.r.Method == http.MethodGet && !known
+	req.body = c.r.Method == http.MethodGet && !known && c.reserveBody()
 	m, err := c.tags.resolve(ctx, req)
 	if err == nil {
 		c.granted(m.Digest)
@@ -103,50 +108,45 @@ func (c *call) resolveOffline(req tagRequest, err error) (Manifest, error) {
 	return Manifest{}, c.offline("", err)
 }
 
-// manifestByDigest returns the manifest with that digest. body is the
-// manifest, if it is at hand.
-func (c *call) manifestByDigest(ctx context.Context, d digest.Digest, body []byte) (registry.Manifest, []byte, error) {
+// reserveBody reserves memory for a manifest that comes along with what its tag
+// stands for, and reports whether there is any.
+func (c *call) reserveBody() bool {
+	c.reserved = c.bodies.TryAcquire(1)
+	return c.reserved
+}
+
+func (c *call) releaseBody() {
+	if c.reserved {
+		c.bodies.Release(1)
+		c.reserved = false
+	}
+}
+
+// manifestByDigest returns what the manifest with that digest says, and a reader
+// of it, to be closed. body is the manifest, if it is at hand.
+func (c *call) manifestByDigest(ctx context.Context, d digest.Digest, body []byte) (*facts, Reader, error) {
 	// Who has just been given the manifest by the origin may have it.
 	r, err := c.open(ctx, Request{Digest: d, Manifest: true, Body: body, Whole: true, Proven: body != nil})
 	if err != nil {
-		return registry.Manifest{}, nil, err
+		return nil, nil, err
 	}
-	defer r.Close()
-	if r.Size() > registry.MaxManifestSize {
-		return registry.Manifest{}, nil, &registry.Error{
-			Status: http.StatusBadGateway, Code: registry.CodeManifestInvalid,
-			Message: fmt.Sprintf("manifest %s has %d bytes, more than %d", d, r.Size(), registry.MaxManifestSize),
-		}
-	}
-	var buf bytes.Buffer
-	buf.Grow(int(r.Size()))
-	if _, err := r.CopyRange(ctx, &buf, 0, r.Size()); err != nil {
-		return registry.Manifest{}, nil, err
-	}
-	m, err := registry.ParseManifest("", buf.Bytes())
+	c.releaseBody()
+	f, err := c.manifests.of(ctx, d, r)
 	if err != nil {
-		// A blob that somebody asks for as if it were a manifest.
-		return registry.Manifest{}, nil, &registry.Error{Status: http.StatusNotFound, Code: registry.CodeManifestUnknown, Message: fmt.Sprintf("%s: %v", d, err)}
+		r.Close()
+		return nil, nil, err
 	}
-	return m, buf.Bytes(), nil
+	return f, r, nil
 }
 
 // learn remembers what a manifest says of what it names: sizes, and that who
 // may have the manifest may have those.
-func (c *call) learn(d digest.Digest, m registry.Manifest) {
-	var named []digest.Digest
-	for _, list := range [][]v1.Descriptor{m.Blobs, m.Manifests} {
-		for _, n := range list {
-			c.sizes.Add(sizeKey{c.repo, n.Digest}, n.Size)
-			// Registries see to it that what a manifest names is in its
-			// repository, but for what is elsewhere anyway.
-			if len(n.URLs) == 0 {
-				named = append(named, n.Digest)
-			}
-		}
+func (c *call) learn(d digest.Digest, f *facts) {
+	for _, n := range f.named {
+		c.sizes.Add(sizeKey{c.repo, n.digest}, n.size)
 	}
 	for _, who := range c.likes() {
-		c.permits.extend(who, c.repo, d, named)
+		c.permits.extend(who, c.repo, d, f.inside)
 	}
-	c.cfg.Sharing.Names(d, named)
+	c.cfg.Sharing.Names(d, f.inside)
 }

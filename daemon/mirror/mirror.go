@@ -11,6 +11,7 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/shoalproject/shoal/registry"
 )
@@ -72,6 +73,9 @@ type Config struct {
 	// WriteStall is how long a client may take for 16 MiB before it is
 	// dropped. Default 5 min, which is as long as runtimes wait for us.
 	WriteStall time.Duration
+	// AnswerStall is the same for 256 KiB of any other answer, which a client
+	// has no reason not to read. Default 30 s.
+	AnswerStall time.Duration
 }
 
 // Access is a request that is over.
@@ -119,6 +123,9 @@ type Mirror struct {
 	// request. Only told to callers who may have the blob.
 	sizes      *lru.Cache[sizeKey, int64]
 	permits    *permits
+	manifests  *manifests
+	bodies     *semaphore.Weighted // manifests that come along with tags
+	listings   *semaphore.Weighted // bytes of large ones that are being sent
 	challenges *challenges
 	publicity  *publicity
 	salt       string // of callers' IDs
@@ -156,6 +163,9 @@ func New(cfg Config) (*Mirror, error) {
 	if cfg.Sharing == nil {
 		cfg.Sharing = shareNothing{}
 	}
+	if cfg.AnswerStall == 0 {
+		cfg.AnswerStall = 30 * time.Second
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -180,7 +190,8 @@ func New(cfg Config) (*Mirror, error) {
 		return nil, err
 	}
 	m := &Mirror{
-		cfg: cfg, tags: tags, sizes: sizes, permits: permits, challenges: challenges, publicity: publicity, salt: rand.Text(),
+		cfg: cfg, tags: tags, sizes: sizes, permits: permits, manifests: newManifests(),
+		bodies: semaphore.NewWeighted(maxBodies), listings: semaphore.NewWeighted(maxListings), challenges: challenges, publicity: publicity, salt: rand.Text(),
 		allOpen: true,
 	}
 	for _, host := range cfg.Upstreams.Hosts() {
@@ -198,6 +209,8 @@ type call struct {
 	repo   registry.Repository
 	caller Caller
 	proven bool // the caller needs no proof
+	// reserved: a place among the bodies is held.
+	reserved bool
 	// remembered: the refusal was of an earlier request.
 	remembered bool
 	query      url.Values
@@ -236,7 +249,7 @@ func (c *call) serve(ctx context.Context) (cut bool) {
 	}
 	switch c.path.Kind {
 	case registry.Manifests:
-		c.manifest(ctx)
+		return c.manifest(ctx)
 	case registry.Blobs:
 		return c.blob(ctx)
 	default:
@@ -288,7 +301,7 @@ func (c *call) ping() {
 	c.header("application/json", 2)
 	c.status(http.StatusOK)
 	if c.r.Method != http.MethodHead {
-		c.write([]byte("{}"))
+		c.access.Err = c.write([]byte("{}"))
 	}
 }
 
@@ -314,13 +327,26 @@ func (c *call) content(contentType string, d digest.Digest, length int64) {
 
 func (c *call) status(code int) {
 	c.access.Status = code
+	c.extend()
 	c.w.WriteHeader(code)
 }
 
-func (c *call) write(b []byte) {
-	n, err := c.w.Write(b)
-	c.access.Bytes += int64(n)
-	c.access.Err = err
+// extend gives the client time for the next bytes of an answer.
+func (c *call) extend() {
+	// A writer without deadlines is one of a test; one that is closed says so.
+	_ = http.NewResponseController(c.w).SetWriteDeadline(time.Now().Add(c.cfg.AnswerStall))
+}
+
+// write sends all of b, as long as the client takes it.
+func (c *call) write(b []byte) error {
+	for {
+		c.extend()
+		n, err := c.w.Write(b[:min(len(b), portionOfManifest)])
+		c.access.Bytes += int64(n)
+		if b = b[n:]; err != nil || len(b) == 0 {
+			return err
+		}
+	}
 }
 
 func (c *call) log() {

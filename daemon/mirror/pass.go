@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -37,6 +38,13 @@ func (c *call) pass(ctx context.Context) {
 		c.fail(err)
 		return
 	}
+	if n := int64(len(body)); n > small {
+		if !c.listings.TryAcquire(n) {
+			c.fail(errors.New("too many large listings wait for their clients to read them: try again"))
+			return
+		}
+		defer c.listings.Release(n)
+	}
 	for _, k := range passed {
 		if v := resp.Header[k]; v != nil {
 			c.w.Header()[k] = v
@@ -48,7 +56,7 @@ func (c *call) pass(ctx context.Context) {
 	c.header(resp.Header.Get("Content-Type"), int64(len(body)))
 	c.status(resp.StatusCode)
 	if c.r.Method != http.MethodHead {
-		c.write(body)
+		c.access.Err = c.write(body)
 	}
 }
 

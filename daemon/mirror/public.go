@@ -145,15 +145,16 @@ func (m *Mirror) spread(ctx context.Context, repo registry.Repository, d digest.
 		return
 	}
 	c := &call{Mirror: m, repo: repo, caller: public, proven: true}
-	manifest, _, err := c.manifestByDigest(ctx, d, nil)
+	f, r, err := c.manifestByDigest(ctx, d, nil)
 	if err != nil {
 		m.cfg.Logger.Debug("public manifest cannot be read", "repository", repo, "digest", d, "err", err)
 		return
 	}
-	c.learn(d, manifest)
-	for _, child := range manifest.Manifests {
-		if levels > 0 {
-			m.spread(ctx, repo, child.Digest, levels-1)
+	r.Close()
+	c.learn(d, f)
+	for _, child := range f.named {
+		if child.manifest && levels > 0 {
+			m.spread(ctx, repo, child.digest, levels-1)
 		}
 	}
 }

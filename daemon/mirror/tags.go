@@ -130,5 +130,9 @@ func (t *tags) request(ctx context.Context, req tagRequest) (Manifest, error) {
 			return Manifest{Descriptor: d}, nil
 		}
 	}
-	return t.origin.Manifest(ctx, req.caller, req.repo, req.tag, req.accept)
+	m, err := t.origin.Manifest(ctx, req.caller, req.repo, req.tag, req.accept)
+	if !req.body && len(m.Body) > maxUnreserved {
+		m.Body = nil // it is got by its digest
+	}
+	return m, err
 }

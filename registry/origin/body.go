@@ -3,12 +3,15 @@ package origin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/shoalproject/shoal/registry"
 )
 
 // errStalled ends a body that brought no byte for the stall timeout.
@@ -91,4 +94,30 @@ func readAll(r io.Reader, n int64) ([]byte, error) {
 		err = errTooLong
 	}
 	return b, err
+}
+
+const (
+	// smallBody is how long a body is, in bytes, that is read into memory
+	// without a reservation.
+	smallBody = 64 << 10
+	// maxBodies is how much of longer ones one upstream may have in memory at
+	// once, in bytes, while they are read and parsed.
+	maxBodies = 4 * registry.MaxManifestSize
+)
+
+// reserve waits, no longer than for the headers of an answer, until there is
+// memory for a body of n bytes, or of any length if n is negative.
+func (e *endpoint) reserve(ctx context.Context, n int64) (release func(), err error) {
+	if n >= 0 && n <= smallBody {
+		return func() {}, nil
+	}
+	if n < 0 || n > registry.MaxManifestSize {
+		n = registry.MaxManifestSize
+	}
+	wait, cancel := context.WithTimeout(ctx, e.cfg.HeaderTimeout)
+	defer cancel()
+	if err := e.bodies.Acquire(wait, n); err != nil {
+		return nil, fmt.Errorf("waiting for memory for a manifest or listing of %d bytes, while others come: %w", n, err)
+	}
+	return func() { e.bodies.Release(n) }, nil
 }

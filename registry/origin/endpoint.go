@@ -33,9 +33,11 @@ type endpoint struct {
 	memory     dialMemory
 	// bulk are the requests for blobs that server may answer at once: some of
 	// its connections are kept for what is small.
-	bulk  *semaphore.Weighted
-	gates *gates
-	auth  *authenticator
+	bulk *semaphore.Weighted
+	// bodies are the bytes of large answers that may be in memory at once.
+	bodies *semaphore.Weighted
+	gates  *gates
+	auth   *authenticator
 }
 
 // errRule is wrapped by the error of a request that a rule refused.
@@ -59,6 +61,7 @@ func newEndpoint(ctx context.Context, cfg *Config, ep Endpoint, background *sync
 		e.exempt[h], e.allowed[h] = true, true
 	}
 	e.bulk = semaphore.NewWeighted(int64(max(cfg.MaxConnsPerHost-cfg.MaxConnsPerHost/8, 1)))
+	e.bodies = semaphore.NewWeighted(maxBodies)
 	e.own, e.other = e.transport(ep, ep.ClientCert), e.transport(ep, nil)
 	e.auth = newAuthenticator(ctx, e, background)
 	return e, nil

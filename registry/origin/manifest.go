@@ -91,6 +91,11 @@ func (q *call) manifest(ctx context.Context, ref string) (*Manifest, error) {
 	if resp.ContentLength > registry.MaxManifestSize {
 		return nil, q.badAnswer("a manifest of %d bytes, more than %d", resp.ContentLength, registry.MaxManifestSize)
 	}
+	release, err := q.e.reserve(ctx, resp.ContentLength)
+	if err != nil {
+		return nil, q.failed(ctx, err)
+	}
+	defer release()
 	b, err := readAll(resp.Body, registry.MaxManifestSize)
 	switch {
 	case errors.Is(err, errTooLong):

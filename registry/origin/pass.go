@@ -62,6 +62,11 @@ func (q *call) pass(ctx context.Context) (*http.Response, error) {
 	if err := q.checkPlain(resp, http.StatusOK); err != nil {
 		return nil, err
 	}
+	release, err := q.e.reserve(ctx, resp.ContentLength)
+	if err != nil {
+		return nil, q.failed(ctx, err)
+	}
+	defer release()
 	b, err := readAll(resp.Body, maxPassBody)
 	switch {
 	case errors.Is(err, errTooLong):
