@@ -24,6 +24,7 @@ var may = map[string][]string{
 
 	"internal/hostcheck": nil,
 	"internal/connlimit": nil,
+	"internal/logbound":  nil,
 
 	"mtls/mtlstest": nil,
 
@@ -64,7 +65,7 @@ var may = map[string][]string{
 	"swarmtest/liar": {"swarmtest"},
 	"layout":         {"registry"},
 	"demo":           {"registry", "registry/registrytest"},
-	"cmd/shoal":      {"daemon", "demo", "doctor", "attach", "layout", "mtls", "registry", "registry/origin", "runtimes", "scheduler/api", "scheduler/jobs", "scheduler/standalone", "swarmtest", "systemd"},
+	"cmd/shoal":      {"internal/logbound", "daemon", "demo", "doctor", "attach", "layout", "mtls", "registry", "registry/origin", "runtimes", "scheduler/api", "scheduler/jobs", "scheduler/standalone", "swarmtest", "systemd"},
 	"test":           nil,
 	"test/rig":       {"mtls/mtlstest"},
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/shoalproject/shoal/daemon"
+	"github.com/shoalproject/shoal/internal/logbound"
 	"github.com/shoalproject/shoal/systemd"
 )
 
@@ -105,7 +106,7 @@ type logging struct {
 func (l *logging) logger(w io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: l.level}
 	if l.json {
-		return slog.New(slog.NewJSONHandler(w, opts))
+		return slog.New(logbound.New(slog.NewJSONHandler(w, opts)))
 	}
-	return slog.New(slog.NewTextHandler(w, opts))
+	return slog.New(logbound.New(slog.NewTextHandler(w, opts)))
 }
