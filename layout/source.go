@@ -55,7 +55,7 @@ func (s Source) get(ctx context.Context, kind, ref string, header http.Header) (
 	}
 	if resp.StatusCode/100 != 2 {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, 64<<10)) // what cannot be read is not there
-		return nil, errors.Join(registry.ParseError(resp.StatusCode, body), resp.Body.Close())
+		return nil, errors.Join(registry.ParseError(resp.StatusCode, body, registry.CodeManifestUnknown), resp.Body.Close())
 	}
 	return resp, nil
 }

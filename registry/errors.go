@@ -66,9 +66,10 @@ func (e *Error) Body() []byte {
 
 // ParseError returns the error in an origin's answer. A body that is not the
 // JSON document of the specification is not repeated: it may be a page of
-// any length and content; the code then follows from the status.
-func ParseError(status int, body []byte) *Error {
-	e := &Error{Status: status, Code: codeFor(status), Message: http.StatusText(status)}
+// any length and content. The code then follows from the status; unknown is
+// the code of a 404, which means something else for each route.
+func ParseError(status int, body []byte, unknown string) *Error {
+	e := &Error{Status: status, Code: codeFor(status, unknown), Message: http.StatusText(status)}
 	var doc errorBody
 	if json.Unmarshal(body, &doc) != nil || len(doc.Errors) == 0 {
 		return e
@@ -82,14 +83,14 @@ func ParseError(status int, body []byte) *Error {
 	return e
 }
 
-func codeFor(status int) string {
+func codeFor(status int, unknown string) string {
 	switch {
 	case status == http.StatusUnauthorized:
 		return CodeUnauthorized
 	case status == http.StatusForbidden:
 		return CodeDenied
 	case status == http.StatusNotFound:
-		return CodeNameUnknown
+		return unknown
 	case status == http.StatusTooManyRequests:
 		return CodeTooManyRequests
 	case status >= 500:

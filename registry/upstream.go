@@ -190,6 +190,9 @@ func (u *Upstreams) split(ns []string, name string) (host, rest string, err erro
 		if strings.Contains(name, ":") {
 			return "", "", &Error{Status: 400, Code: CodeNameInvalid, Message: fmt.Sprintf("repository name %.100q names a host beside the parameter ns", name)}
 		}
+		if !namePattern.MatchString("x/" + name) {
+			return "", "", &Error{Status: 400, Code: CodeNameInvalid, Message: fmt.Sprintf("repository name %.100q is not valid", name)}
+		}
 		return host, name, nil
 	default:
 		return "", "", &Error{Status: 400, Code: CodeNameInvalid, Message: "parameter ns is given more than once"}
@@ -210,7 +213,7 @@ func (u *Upstreams) split(ns []string, name string) (host, rest string, err erro
 		}
 	}
 	if u.fallback == "" {
-		return "", "", &Error{Status: 404, Code: CodeNameUnknown, Message: "the request names no registry and there is no default: set --default-registry"}
+		return "", "", &Error{Status: 404, Code: CodeDenied, Message: "the request names no registry and there is no default: set --default-registry"}
 	}
 	return u.fallback, name, nil
 }

@@ -190,3 +190,20 @@ func FuzzSelect(f *testing.F) {
 		}
 	})
 }
+
+// A name with capitals is no name: not that of another image either.
+func TestCapitalsAreNoName(t *testing.T) {
+	u := upstreams(t, "docker.io", "docker.io")
+	for _, c := range [][2]string{{"docker.io", "UPPER.x/app"}, {"docker.io", "UPPER/app"}, {"docker.io", "app/UPPER"}} {
+		_, err := u.Select([]string{c[0]}, c[1])
+		if e := (*Error)(nil); !errors.As(err, &e) || e.Status != 400 || e.Code != CodeNameInvalid {
+			t.Errorf("Select(%q): %v", c, err)
+		}
+	}
+	for _, path := range []string{"/v2/UPPER/app/manifests/v1", "/v2/docker.io/UPPER/manifests/v1", "/v2/Library/blobs/" + someSHA256} {
+		_, err := ParsePath(path)
+		if e := (*Error)(nil); !errors.As(err, &e) || e.Status != 400 || e.Code != CodeNameInvalid {
+			t.Errorf("ParsePath(%q): %v", path, err)
+		}
+	}
+}

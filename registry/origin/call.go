@@ -41,7 +41,7 @@ func (q *call) String() string { return q.t.Repository.String() + ": " + q.what 
 func (q *call) repo() string { return path.Join(q.e.base.Path, q.t.Name) }
 
 func (q *call) purpose() purpose {
-	if q.method == http.MethodGet && strings.HasPrefix(q.path, "blobs/") {
+	if strings.HasPrefix(q.path, "blobs/") {
 		return forBlob
 	}
 	return forAPI
@@ -238,7 +238,7 @@ func (q *call) refusal(resp *http.Response, away bool, auth string) *failure {
 	defer drain(resp)
 	expire(resp, q.e.cfg.StallTimeout)
 	b, _ := readAll(resp.Body, maxErrorBody) // what cannot be read is not needed
-	reg := registry.ParseError(resp.StatusCode, b)
+	reg := registry.ParseError(resp.StatusCode, b, q.unknown)
 	reg.Message = scrub(reg.Message, secretsOf(auth)...)
 	reg.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
 	switch {
@@ -252,8 +252,6 @@ func (q *call) refusal(resp *http.Response, away bool, auth string) *failure {
 		reg.Status, reg.Code = http.StatusBadGateway, registry.CodeUnavailable
 	case resp.StatusCode == http.StatusUnauthorized:
 		reg.Challenges = resp.Header.Values("WWW-Authenticate")
-	case resp.StatusCode == http.StatusNotFound && reg.Code == registry.CodeNameUnknown && q.method == http.MethodHead:
-		reg.Code = q.unknown
 	case resp.StatusCode == http.StatusRequestTimeout || resp.StatusCode == http.StatusTooEarly:
 		reg.Status, reg.Code = http.StatusServiceUnavailable, registry.CodeUnavailable
 	}

@@ -176,6 +176,7 @@ func (c *Client) Close() {
 	for _, e := range c.endpoints {
 		e.own.CloseIdleConnections()
 		e.other.CloseIdleConnections()
+		e.strict.CloseIdleConnections()
 	}
 }
 

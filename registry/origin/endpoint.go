@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/net/publicsuffix"
@@ -28,9 +31,14 @@ type endpoint struct {
 	exempt map[string]bool
 	// allowed are those of AllowHosts.
 	allowed map[string]bool
-	// own leads to server, other to the rest: it has no client certificate.
-	own, other *http.Transport
-	memory     dialMemory
+	// own leads to server. The rest has no client certificate: other leads to
+	// where blobs are redirected, strict to where all else is, which may not
+	// be private unless server is.
+	own, other, strict *http.Transport
+	// private is set while server is known to have a private address, or
+	// that of this host.
+	private atomic.Bool
+	memory  dialMemory
 	// bulk are the requests for blobs that server may answer at once: some of
 	// its connections are kept for what is small.
 	bulk *semaphore.Weighted
@@ -52,6 +60,9 @@ func newEndpoint(ctx context.Context, cfg *Config, ep Endpoint, background *sync
 	if isLocal(e.base.Hostname()) {
 		e.exempt[e.server] = true
 	}
+	if addr, err := netip.ParseAddr(e.base.Hostname()); err == nil {
+		e.private.Store(isPrivate(addr))
+	}
 	for _, h := range ep.AllowHosts {
 		host, port, err := net.SplitHostPort(h)
 		if err != nil || host == "" || port == "" {
@@ -62,12 +73,14 @@ func newEndpoint(ctx context.Context, cfg *Config, ep Endpoint, background *sync
 	}
 	e.bulk = semaphore.NewWeighted(int64(max(cfg.MaxConnsPerHost-cfg.MaxConnsPerHost/8, 1)))
 	e.bodies = semaphore.NewWeighted(maxBodies)
-	e.own, e.other = e.transport(ep, ep.ClientCert), e.transport(ep, nil)
+	rule := addressRule{"", control}
+	e.own, e.other = e.transport(ep, ep.ClientCert, rule), e.transport(ep, nil, rule)
+	e.strict = e.transport(ep, nil, addressRule{"strictly ", e.controlStrictly})
 	e.auth = newAuthenticator(ctx, e, background)
 	return e, nil
 }
 
-func (e *endpoint) transport(ep Endpoint, cert *tls.Certificate) *http.Transport {
+func (e *endpoint) transport(ep Endpoint, cert *tls.Certificate, rule addressRule) *http.Transport {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: ep.RootCAs}
 	if cert != nil {
 		conf.Certificates = []tls.Certificate{*cert}
@@ -76,7 +89,9 @@ func (e *endpoint) transport(ep Endpoint, cert *tls.Certificate) *http.Transport
 		Proxy: func(r *http.Request) (*url.URL, error) {
 			return proxyFrom(r.Context()), nil
 		},
-		DialContext:            e.dial,
+		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return e.dial(ctx, network, addr, rule)
+		},
 		TLSClientConfig:        conf,
 		TLSHandshakeTimeout:    e.cfg.HeaderTimeout,
 		ResponseHeaderTimeout:  e.cfg.HeaderTimeout,
@@ -93,17 +108,32 @@ func (e *endpoint) transport(ep Endpoint, cert *tls.Certificate) *http.Transport
 	}
 }
 
+// addressRule says which addresses may be reached.
+type addressRule struct {
+	// name tells the rules apart where it is remembered what failed.
+	name string
+	// control looks at an address before the first packet goes to it, as
+	// net.Dialer.ControlContext.
+	control func(ctx context.Context, network, address string, c syscall.RawConn) error
+}
+
 // dial is the only way to an address. A server that is not exempt is checked
 // after its name was resolved.
-func (e *endpoint) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+func (e *endpoint) dial(ctx context.Context, network, addr string, rule addressRule) (net.Conn, error) {
 	server := strings.ToLower(addr)
-	d := net.Dialer{Timeout: e.cfg.DialTimeout, ControlContext: control}
+	d := net.Dialer{Timeout: e.cfg.DialTimeout, ControlContext: rule.control}
 	if e.exempt[server] || proxyFrom(ctx) != nil {
 		d.ControlContext = nil // where there is a proxy, nothing else is dialled
 	}
-	return e.memory.dial(ctx, server, func(ctx context.Context) (net.Conn, error) {
+	conn, err := e.memory.dial(ctx, rule.name+server, func(ctx context.Context) (net.Conn, error) {
 		return d.DialContext(ctx, network, addr)
 	})
+	if err == nil && server == e.server {
+		if ap, err := netip.ParseAddrPort(conn.RemoteAddr().String()); err == nil {
+			e.private.Store(isPrivate(ap.Addr()))
+		}
+	}
+	return conn, err
 }
 
 type proxyKey struct{}
@@ -181,12 +211,15 @@ func (e *endpoint) send(req *http.Request, p purpose) (*http.Response, error) {
 		return nil, fmt.Errorf("proxy for %s: %w", server, clean(err))
 	}
 	ctx, cancel := context.WithCancelCause(context.WithValue(req.Context(), proxyKey{}, proxy))
-	t := e.other
-	if server == e.server {
+	t := e.strict
+	switch {
+	case server == e.server:
 		t = e.own
+	case p == forBlob:
+		t = e.other
 	}
 	leave := func() {}
-	if p == forBlob && server == e.server {
+	if p == forBlob && server == e.server && req.Method == http.MethodGet {
 		if err := e.enterBulk(ctx); err != nil {
 			cancel(nil)
 			return nil, err

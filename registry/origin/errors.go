@@ -16,7 +16,7 @@ var (
 	// ErrForbiddenAddress is wrapped by the error of a request that would
 	// have reached an address which this upstream may not reach. Nothing was
 	// sent.
-	ErrForbiddenAddress = errors.New("address is loopback, link-local or a metadata service and was not configured for this registry")
+	ErrForbiddenAddress = errors.New("this registry may not lead to the address, which is loopback, link-local, a metadata service, or private where the registry is not (allow=HOST:PORT permits it)")
 	// ErrBadAnswer is wrapped by the error of a request whose answer is not
 	// what was asked for: another range or length, wrong digest, an HTML
 	// page, an encoding. Nothing of it may be kept.
@@ -103,17 +103,17 @@ func (q *call) failed(ctx context.Context, err error) error {
 	var op *net.OpError
 	var dns *net.DNSError
 	var timeout interface{ Timeout() bool }
-	verb := "no answer from the origin"
+	verb := "no answer from registry " + q.e.host
 	switch {
 	case errors.Is(err, ErrForbiddenAddress), errors.Is(err, errRule), errors.Is(err, ErrBadAnswer):
 		f.reg.Status, f.retry = http.StatusBadGateway, false
-		verb = "refused to ask"
+		verb = "refused to follow registry " + q.e.host
 	case errors.As(err, &op) && op.Op == "dial", errors.As(err, &dns):
 		f.down = true
-		verb = "the origin cannot be reached"
+		verb = "registry " + q.e.host + " cannot be reached"
 	case errors.Is(err, errBulk):
 		f.down = true
-		verb = "the origin was not asked"
+		verb = "registry " + q.e.host + " was not asked"
 	case errors.As(err, &timeout) && timeout.Timeout():
 		f.down = true
 	}

@@ -80,6 +80,40 @@ func control(_ context.Context, _, address string, _ syscall.RawConn) error {
 	return nil
 }
 
+// controlStrictly refuses private addresses too, unless the upstream's own
+// server has one: what answers there is handed to callers.
+func (e *endpoint) controlStrictly(ctx context.Context, network, address string, c syscall.RawConn) error {
+	if err := control(ctx, network, address, c); err != nil {
+		return err
+	}
+	if ap, err := netip.ParseAddrPort(address); err != nil || isPrivate(ap.Addr()) && !e.private.Load() {
+		return fmt.Errorf("%w: %s", ErrForbiddenAddress, address)
+	}
+	return nil
+}
+
+// shared is the network of carrier-grade NAT (RFC 6598), which clouds use for
+// addresses of their own.
+var shared = netip.MustParsePrefix("100.64.0.0/10")
+
+// isPrivate reports whether addr is, or carries, an address of this host or of
+// a private network.
+func isPrivate(addr netip.Addr) bool {
+	addr = addr.Unmap().WithZone("")
+	if isForbidden(addr) || inPrivate(addr) {
+		return true
+	}
+	for _, e := range embedding {
+		if e.prefix.Contains(addr) {
+			b := addr.As16()
+			return inPrivate(netip.AddrFrom4([4]byte(b[e.at : e.at+4])))
+		}
+	}
+	return false
+}
+
+func inPrivate(addr netip.Addr) bool { return addr.IsPrivate() || shared.Contains(addr) }
+
 // isLocal reports whether host is a literal address or localhost: names that
 // mean the same wherever they are resolved, and that are forbidden if one of
 // a redirect.

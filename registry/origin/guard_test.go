@@ -266,3 +266,82 @@ func TestIPv6Endpoint(t *testing.T) {
 		t.Errorf("%q, %v", b, err)
 	}
 }
+
+// A registry with a public address leads callers to a private one: not for what
+// is handed to them, nor for tokens.
+func TestPrivateAddressesAreForPrivateRegistries(t *testing.T) {
+	o := rt.New(t)
+	c := newClient(t, o)
+	e := c.endpoints[host]
+	for address, private := range map[string]bool{
+		"10.0.0.1:80": true, "192.168.1.1:80": true, "172.31.0.1:80": true, "100.64.0.1:80": true, "[fd00::1]:80": true,
+		"[::ffff:10.0.0.1]:80": true, "[64:ff9b::a00:1]:80": true, "203.0.113.1:80": false, "[2001:db8::1]:80": false,
+	} {
+		for own, refuse := range map[string]bool{"public": private, "private": false} {
+			e.private.Store(own == "private")
+			if err := e.controlStrictly(t.Context(), "tcp", address, nil); (err != nil) != refuse {
+				t.Errorf("%s for a %s registry: %v", address, own, err)
+			}
+			if err := control(t.Context(), "tcp", address, nil); err != nil {
+				t.Errorf("%s for a blob: %v", address, err)
+			}
+		}
+	}
+	e.private.Store(false)
+	if _, err := c.Pass(t.Context(), target, "tags/list", nil, nil); err == nil {
+		t.Error("no such repository, and it is listed")
+	}
+	if !e.private.Load() {
+		t.Error("a registry on loopback counts as public after it was reached")
+	}
+}
+
+// What is handed on as a listing is one.
+func TestListingsAreListings(t *testing.T) {
+	o := rt.New(t)
+	img := o.AddImage(repo, "latest")
+	c := newClient(t, o)
+	for _, path := range []string{"tags/list", "referrers/" + img.Manifest.Digest.String()} {
+		if _, err := c.Pass(t.Context(), target, path, nil, nil); err != nil {
+			t.Errorf("%s: %v", path, err)
+		}
+		for _, body := range []string{`{"db_password":"hunter2"}`, `["hunter2"]`, `"hunter2"`, "hunter2", `{"tags":"hunter2"}`, `{"manifests":"hunter2"}`, ""} {
+			cancel := o.Inject(rt.Order{}, rt.Answer(200, body, "Content-Type", "application/json"))
+			_, err := c.Pass(t.Context(), target, path, nil, nil)
+			if e := wantStatus(t, err, 502); strings.Contains(e.Error(), "hunter2") {
+				t.Errorf("%s: the answer is told: %v", path, err)
+			}
+			cancel()
+		}
+	}
+}
+
+// A 404 means something else for each route.
+func TestUnknownByRoute(t *testing.T) {
+	o := rt.New(t)
+	img := o.AddImage(repo, "latest")
+	d := img.Config.Digest
+	c := newClient(t, o)
+	ctx := t.Context()
+	routes := map[string]func() error{
+		registry.CodeManifestUnknown: func() error { _, err := c.Manifest(ctx, target, "latest", nil); return err },
+		registry.CodeBlobUnknown:     func() error { _, err := c.Blob(ctx, target, d, 0, -1); return err },
+		registry.CodeNameUnknown:     func() error { _, err := c.Pass(ctx, target, "tags/list", nil, nil); return err },
+		registry.CodeUnsupported:     func() error { _, err := c.Pass(ctx, target, "referrers/"+d.String(), nil, nil); return err },
+	}
+	for _, body := range []string{"404 page not found\n", "", "{}"} {
+		cancel := o.Inject(rt.Order{}, rt.Answer(404, body))
+		for code, ask := range routes {
+			if e := wantStatus(t, ask(), 404); e.Code != code {
+				t.Errorf("%q: code %s, want %s", body, e.Code, code)
+			}
+		}
+		cancel()
+	}
+	o.Inject(rt.Order{}, rt.Answer(404, `{"errors":[{"code":"NAME_UNKNOWN","message":"no such project"}]}`))
+	for _, ask := range routes {
+		if e := wantStatus(t, ask(), 404); e.Code != registry.CodeNameUnknown || !strings.Contains(e.Message, "no such project") {
+			t.Errorf("the registry's own words do not arrive: %v", e)
+		}
+	}
+}

@@ -3,6 +3,7 @@ package origin
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -36,6 +37,13 @@ func (c *Client) Pass(ctx context.Context, t Target, path string, query url.Valu
 	q := &call{
 		e: e, t: t, method: http.MethodGet, path: path, what: strings.Replace(path, "/", " ", 1),
 		query: url.Values{}, header: http.Header{}, unknown: registry.CodeNameUnknown,
+	}
+	if p.Kind == registry.Referrers {
+		// A registry that has the API answers 200 with an empty list. To
+		// clients a 404 means that it does not have it, and that referrers
+		// are to be looked for by tag; NAME_UNKNOWN would mean that there is
+		// no such repository.
+		q.unknown = registry.CodeUnsupported
 	}
 	for k, v := range query {
 		if k != "ns" { // ours, not the origin's
@@ -74,6 +82,9 @@ func (q *call) pass(ctx context.Context) (*http.Response, error) {
 	case err != nil:
 		return nil, q.failed(ctx, err)
 	}
+	if err := checkListing(q.unknown == registry.CodeUnsupported, b); err != nil {
+		return nil, q.badAnswer("%v", err)
+	}
 	out := &http.Response{
 		Status: resp.Status, StatusCode: resp.StatusCode, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: http.Header{}, ContentLength: int64(len(b)), Body: io.NopCloser(bytes.NewReader(b)),
@@ -84,4 +95,24 @@ func (q *call) pass(ctx context.Context) (*http.Response, error) {
 		}
 	}
 	return out, nil
+}
+
+// checkListing refuses what is not a listing: it is handed to the caller, and
+// an origin can redirect the question to a place that the caller cannot reach.
+func checkListing(referrers bool, body []byte) error {
+	if referrers {
+		m, err := registry.ParseManifest("", body)
+		if err != nil || len(m.Blobs) > 0 {
+			return errors.New("something that is not an index of referrers")
+		}
+		return nil
+	}
+	var doc struct {
+		Tags *[]string `json:"tags"`
+	}
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(body, &fields) != nil || json.Unmarshal(body, &doc) != nil || fields["tags"] == nil {
+		return errors.New("something that is not a list of tags")
+	}
+	return nil
 }

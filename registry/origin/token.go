@@ -117,7 +117,7 @@ func (a *authenticator) request(req *http.Request, cred Credential) (token, erro
 	defer drain(resp)
 	b, err := readAll(resp.Body, maxTokenBody)
 	if resp.StatusCode != http.StatusOK {
-		reg := registry.ParseError(resp.StatusCode, b)
+		reg := registry.ParseError(resp.StatusCode, b, registry.CodeNameUnknown)
 		reg.Message = fmt.Sprintf("token service %s: %s", req.URL.Host, scrub(reg.Message, cred.secrets()...))
 		reg.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
 		return token{}, &refused{reg}

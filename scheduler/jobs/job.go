@@ -218,7 +218,13 @@ func ParseImage(name string) (Ref, error) {
 	if err != nil {
 		return Ref{}, fmt.Errorf("%q: %w", name, err)
 	}
-	ref := Ref{Repository: strings.ToLower(reference.Domain(named)) + "/" + reference.Path(named)}
+	host := strings.ToLower(reference.Domain(named))
+	if !strings.ContainsAny(host, ".:") && host != "localhost" {
+		// The grammar takes UPPER of UPPER/app for a host. On a node, upper/app
+		// would be an image of the default registry.
+		return Ref{}, fmt.Errorf("%q: repository names have no capital letters, and %q is no registry: write HOST.DOMAIN or HOST:PORT", name, host)
+	}
+	ref := Ref{Repository: host + "/" + reference.Path(named)}
 	if t, ok := named.(reference.Tagged); ok {
 		ref.Tag = t.Tag()
 	}
