@@ -1,6 +1,7 @@
 package issuer
 
 import (
+	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -14,8 +15,10 @@ import (
 )
 
 const (
-	// maxConns bounds the connections, maxConnsPerHost those of one address or
-	// network. One too many is closed at once. A request takes milliseconds.
+	// maxConns bounds the connections: for one too many the oldest is closed. A
+	// request takes milliseconds, so that is one which holds its place for
+	// nothing. maxConnsPerHost bounds those of one address or network: one too
+	// many of these is closed itself.
 	maxConns        = 512
 	maxConnsPerHost = 16
 	// maxHeader bounds the header of a request: a token has some 1,500 bytes.
@@ -47,13 +50,13 @@ func (i *Issuer) Serve(ctx context.Context, lis net.Listener, cfg *tls.Config) e
 	return nil
 }
 
-// limited closes connections that are too many as soon as they are accepted.
+// limited bounds the connections that are open.
 type limited struct {
 	net.Listener
 
-	// mu guards open and hosts.
+	// mu guards open, oldest first, and hosts.
 	mu    sync.Mutex
-	open  int
+	open  list.List // of *counted
 	hosts map[netip.Prefix]int
 }
 
@@ -64,32 +67,41 @@ func (l *limited) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		host := hostOf(conn.RemoteAddr().String())
-		if l.enter(host) {
-			return &counted{Conn: conn, leave: sync.OnceFunc(func() { l.leave(host) })}, nil
+		c, oldest := l.enter(conn)
+		if oldest != nil {
+			oldest.Close()
+		}
+		if c != nil {
+			return c, nil
 		}
 		conn.Close()
 	}
 }
 
-func (l *limited) enter(host netip.Prefix) bool {
+// enter gives a connection a place, or returns nil. It also returns one to close
+// in its favour, if there is one too many.
+func (l *limited) enter(conn net.Conn) (c, oldest *counted) {
+	host := hostOf(conn.RemoteAddr().String())
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.open >= maxConns || l.hosts[host] >= maxConnsPerHost {
-		return false
+	if l.hosts[host] >= maxConnsPerHost {
+		return nil, nil
 	}
-	l.open++
+	if l.open.Len() >= maxConns {
+		oldest = l.open.Front().Value.(*counted)
+	}
+	c = &counted{Conn: conn}
+	place := l.open.PushBack(c)
 	l.hosts[host]++
-	return true
-}
-
-func (l *limited) leave(host netip.Prefix) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.open--
-	if l.hosts[host]--; l.hosts[host] == 0 {
-		delete(l.hosts, host)
-	}
+	c.leave = sync.OnceFunc(func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.open.Remove(place)
+		if l.hosts[host]--; l.hosts[host] == 0 {
+			delete(l.hosts, host)
+		}
+	})
+	return c, oldest
 }
 
 // counted is a connection that gives its place back when it is closed.
