@@ -3,6 +3,8 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -219,13 +221,23 @@ func (b mirrorBlobs) source(req mirror.Request) fetch.Source {
 	return blobSource{s}
 }
 
-// sourceKey names a source for people, without what the caller sent.
+// keySalt is of this process alone, so that nobody can try passwords on a key.
+var keySalt = rand.Text()
+
+// sourceKey names a source for people, without what the caller sent. Sources of
+// different credentials never have the same key: what one has proved is not
+// another's.
 func sourceKey(c mirror.Caller, repo registry.Repository) string {
 	switch {
+	case c.Public:
+		return repo.String() + " for everyone"
 	case c.Anonymous:
 		return repo.String() + " for anonymous"
 	case c.ID != "":
 		return repo.String() + " for caller " + c.ID
+	case c.Authorization != "": // of a preheat
+		sum := sha256.Sum256([]byte(keySalt + c.Authorization))
+		return fmt.Sprintf("%s for credential %x", repo, sum[:16])
 	default:
 		return repo.String()
 	}

@@ -48,6 +48,8 @@ type preheater struct {
 	blobs mirrorBlobs
 	tags  interface {
 		Learn(registry.Repository, string, mirror.Descriptor)
+		Settle(context.Context, mirror.Caller, registry.Repository, digest.Digest)
+		Vouch(context.Context, mirror.Caller, registry.Repository, digest.Digest) error
 	}
 	pods     *precedence
 	slots    chan struct{}
@@ -311,6 +313,7 @@ func (p *preheater) fetchAll(ctx context.Context, t *task, repo registry.Reposit
 			r.Layers[i].State = jobs.Waiting
 		}
 	})
+	p.tags.Settle(ctx, p.caller(t), repo, digest.Digest(contents[0].Digest))
 	// One that fails does not end the others: the more is here, the better.
 	errs := make([]error, len(contents))
 	var group errgroup.Group
@@ -339,6 +342,9 @@ func (p *preheater) fetchAll(ctx context.Context, t *task, repo registry.Reposit
 		if err != nil {
 			return err
 		}
+	}
+	if err := p.tags.Vouch(ctx, p.caller(t), repo, digest.Digest(contents[0].Digest)); err != nil {
+		p.log.Info("preheated image is served only while its registry answers: no permission is recorded", "repository", repo, "digest", contents[0].Digest, "err", err)
 	}
 	// Later pulls by this tag find it when the origin cannot be asked.
 	if !strings.Contains(t.order.Reference, ":") {

@@ -113,12 +113,12 @@ func (c *call) probe(ctx context.Context, d digest.Digest, manifest bool, req ta
 		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 		defer cancel()
 		began := time.Now()
-		err := m.askPublic(ctx, req, manifest)
+		said, err := m.askPublic(ctx, req, manifest)
 		switch {
 		case err == nil && manifest:
 			m.publicity.asked.Add(req.key(), began)
 			if time.Since(began) > probeWait {
-				m.spread(ctx, repo, d, 1)
+				m.spread(ctx, public, repo, said, 1)
 			}
 		case err == nil:
 		case m.cfg.Origin.Unavailable(err) || ctx.Err() != nil:
@@ -138,23 +138,23 @@ func isNotFound(err error) bool {
 	return errors.As(err, &e) && e.Status == http.StatusNotFound
 }
 
-// spread takes in what a manifest names that is held and turned out to be public,
-// down to so many levels below it.
-func (m *Mirror) spread(ctx context.Context, repo registry.Repository, d digest.Digest, levels int) {
+// spread takes in what a manifest names that is held and that the caller was
+// found to be permitted, down to so many levels below it.
+func (m *Mirror) spread(ctx context.Context, who Caller, repo registry.Repository, d digest.Digest, levels int) {
 	if size, here := m.cfg.Blobs.Stat(d); !here || size > registry.MaxManifestSize {
 		return
 	}
-	c := &call{Mirror: m, repo: repo, caller: public, proven: true}
+	c := &call{Mirror: m, repo: repo, caller: who, proven: true}
 	f, r, err := c.manifestByDigest(ctx, d, nil)
 	if err != nil {
-		m.cfg.Logger.Debug("public manifest cannot be read", "repository", repo, "digest", d, "err", err)
+		m.cfg.Logger.Debug("manifest cannot be read", "repository", repo, "digest", d, "err", err)
 		return
 	}
 	r.Close()
 	c.learn(d, f)
 	for _, child := range f.named {
 		if child.manifest && levels > 0 {
-			m.spread(ctx, repo, child.digest, levels-1)
+			m.spread(ctx, who, repo, child.digest, levels-1)
 		}
 	}
 }
@@ -163,7 +163,7 @@ func (m *Mirror) spread(ctx context.Context, repo registry.Repository, d digest.
 // everyone may have what the caller has just been granted: the manifest ref, a
 // tag or digest.
 func (c *call) askIfPublic(ref string, accept []string) {
-	if c.caller.Authorization == "" || c.cfg.Auth(c.repo.Host) != Relay || c.cfg.Offline != OfflineProven {
+	if c.caller.Anonymous || c.caller.Public || c.cfg.Auth(c.repo.Host) != Relay || c.cfg.Offline != OfflineProven {
 		return
 	}
 	req := tagRequest{repo: c.repo, tag: ref, accept: accept, caller: public}
@@ -185,8 +185,9 @@ func (m *Mirror) Run(ctx context.Context) {
 			wait := time.NewTimer(time.Until(req.due))
 			select {
 			case <-wait.C:
-				// An error means that it is not known to be public.
-				_ = m.askPublic(ctx, req.tagRequest, true)
+				if d, err := m.askPublic(ctx, req.tagRequest, true); err == nil {
+					m.spread(ctx, public, req.repo, d, 1)
+				}
 			case <-ctx.Done():
 				wait.Stop()
 				return
@@ -199,9 +200,7 @@ func (m *Mirror) Run(ctx context.Context) {
 
 // askPublic asks in the name of everyone. A refusal is an answer like any
 // other.
-func (m *Mirror) askPublic(ctx context.Context, req tagRequest, manifest bool) error {
-	var d digest.Digest
-	var err error
+func (m *Mirror) askPublic(ctx context.Context, req tagRequest, manifest bool) (d digest.Digest, err error) {
 	switch {
 	case !manifest:
 		d = digest.Digest(req.tag)
@@ -217,9 +216,9 @@ func (m *Mirror) askPublic(ctx context.Context, req tagRequest, manifest bool) e
 	if err != nil {
 		m.cfg.Logger.Debug("not known to be public", "repository", req.repo, "ref", req.tag, "err", err)
 		(&call{Mirror: m, repo: req.repo}).refused(public, d, err)
-		return err
+		return "", err
 	}
 	m.permits.grant(public, req.repo, d)
 	m.cfg.Sharing.Given(public, req.repo, d)
-	return nil
+	return d, nil
 }

@@ -52,7 +52,7 @@ func (o *tokenOrigin) judge(c Caller, repo registry.Repository) error {
 	switch {
 	case o.down:
 		return &registry.Error{Status: http.StatusServiceUnavailable}
-	case c.Authorization == "Bearer user", !c.Anonymous && c.Authorization == "" && repo.Name == "public":
+	case c.Authorization == "Bearer user", c.Public && repo.Name == "public", c == (Caller{}):
 		return nil
 	default:
 		return &registry.Error{Status: http.StatusUnauthorized, Challenges: []string{`Bearer realm="https://r.test/token"`}}
