@@ -6,14 +6,27 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
+	"github.com/shoalproject/shoal/daemon/mirror"
+	"github.com/shoalproject/shoal/registry"
 	"github.com/shoalproject/shoal/scheduler/jobs"
 )
+
+// deafTags takes note of nothing.
+type deafTags struct{}
+
+func (deafTags) Learn(registry.Repository, string, mirror.Descriptor)                      {}
+func (deafTags) Settle(context.Context, mirror.Caller, registry.Repository, digest.Digest) {}
+func (deafTags) Vouch(context.Context, mirror.Caller, registry.Repository, digest.Digest) error {
+	return nil
+}
 
 // newTestPreheater returns one in which no content has its turn, ever.
 func newTestPreheater(t *testing.T) (p *preheater, quit context.CancelFunc) {
 	ctx, cancel := context.WithCancel(t.Context())
 	p = &preheater{
-		ctx: ctx, log: slog.New(slog.DiscardHandler), slots: make(chan struct{}), wake: make(chan struct{}, 1), tasks: map[taskKey]*task{},
+		ctx: ctx, tags: deafTags{}, log: slog.New(slog.DiscardHandler), slots: make(chan struct{}), wake: make(chan struct{}, 1), tasks: map[taskKey]*task{},
 	}
 	t.Cleanup(p.close)
 	return p, cancel
