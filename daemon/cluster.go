@@ -365,7 +365,9 @@ func (c *cluster) Deliver(msg any) {
 	case *scheduler.Probe:
 		blob = msg.Blob
 	case *scheduler.Refused:
-		if blob = msg.Blob; blob == "" {
+		if blob = msg.Blob; blob == "" && msg.Reason == scheduler.ReasonUnwanted {
+			c.log.Warn("another daemon of this node's name is connected to the scheduler: status and jobs have this one under another name until that is gone; give each daemon a --node-name of its own")
+		} else if blob == "" {
 			c.log.Warn("scheduler refuses this node", "reason", msg.Reason)
 		}
 	case *jobs.Order:

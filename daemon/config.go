@@ -62,6 +62,13 @@ type Config struct {
 	// PeerPlaintextPrivate has a node without TLS share also what is not known
 	// to be public. Whoever reaches PeerListen and knows a digest then gets it.
 	PeerPlaintextPrivate bool
+	// Guest makes this process a member of swarms and no node of the cluster:
+	// schedulers list it nowhere and order nothing of it.
+	Guest bool
+	// PreheatNodeCredentials has preheat jobs that bring no credentials use those
+	// of DockerConfig, also for registries of auth mode relay. Whoever commands
+	// the scheduler may then have this node fetch what those may read.
+	PreheatNodeCredentials bool
 	// DataDir holds the store. It must belong to this process alone.
 	DataDir string
 	// CacheSize is the store's quota in bytes; a tenth of the disk stays

@@ -20,8 +20,9 @@ import (
 )
 
 // credentials are those of docker's config.json, in which name the node asks
-// the registries of auth mode node for all callers, and those of mode relay for
-// preheats that bring none. They follow the file.
+// the registries of auth mode node for all callers, and with
+// PreheatNodeCredentials those of mode relay for preheats that bring none. They
+// follow the file.
 type credentials struct {
 	cfg  *settings
 	log  *slog.Logger
@@ -39,7 +40,7 @@ func newCredentials(s *settings, log *slog.Logger) (*credentials, error) {
 	for _, host := range s.upstreams.Hosts() {
 		modes[s.authFor(host)] = true
 	}
-	if !modes[mirror.Node] && !modes[mirror.Relay] {
+	if !modes[mirror.Node] && !(modes[mirror.Relay] && s.PreheatNodeCredentials) {
 		return nil, nil
 	}
 	path, ring, err := dockerKeyring(s.DockerConfig)
@@ -86,7 +87,16 @@ func dockerKeyring(file string) (string, *keyring, error) {
 // of a registry of mode relay are anonymous where they bring nothing, and not
 // asked for here.
 func (c *credentials) of(ctx context.Context, repo registry.Repository) ([]origin.Credential, error) {
-	if c == nil || c.cfg.authFor(repo.Host) == mirror.Open {
+	if c == nil {
+		return nil, nil
+	}
+	switch c.cfg.authFor(repo.Host) {
+	case mirror.Node:
+	case mirror.Relay:
+		if !c.cfg.PreheatNodeCredentials {
+			return nil, nil
+		}
+	default:
 		return nil, nil
 	}
 	return c.ring.Load().lookup(ctx, repo)

@@ -72,7 +72,7 @@ func TestCredentialKeys(t *testing.T) {
 		"r.example.com:5000/x":     "port",
 		"deep.r.example.com/x":     "",
 		"docker.io/library/alpine": "hub",
-		"relay.example.com/x":      "relay glob", // for preheats
+		"relay.example.com/x":      "",
 		"open.example.com/x":       "",
 	} {
 		got := users(t, c, image)
@@ -85,6 +85,10 @@ func TestCredentialKeys(t *testing.T) {
 		if !slices.Equal(got, words) {
 			t.Errorf("%s: %v, want %v", image, got, words)
 		}
+	}
+	c.cfg.PreheatNodeCredentials = true
+	if got := users(t, c, "relay.example.com/x"); !slices.Equal(got, []string{"relay", "glob"}) {
+		t.Errorf("for preheats, when told so: %v", got)
 	}
 	first := users(t, c, "r.example.com/team/app/x")
 	if len(first) == 0 || first[0] != "app" || first[1] != "team" || first[2] != "glob-team" {
@@ -207,6 +211,7 @@ func TestNoCredentialsUnlessAsked(t *testing.T) {
 	if list, err := c.of(t.Context(), registry.Repository{Host: "docker.io"}); len(list) != 0 || err != nil {
 		t.Errorf("%v, %v", list, err)
 	}
+	cfg.PreheatNodeCredentials = true
 	for _, auth := range []string{"node", "relay"} {
 		cfg.Auth = auth
 		if s, err = cfg.settings(); err != nil {

@@ -31,12 +31,18 @@ func parseLabels(list []string) (map[string]string, error) {
 	return labels, nil
 }
 
+// ownPlatform is what containers run on, whatever the daemon itself was built
+// for.
+const ownPlatform = "linux/" + runtime.GOARCH
+
 // node is what schedulers are told of this node.
 func (s *settings) node() scheduler.Node {
+	if s.Guest {
+		return scheduler.Node{}
+	}
 	return scheduler.Node{
 		Name: s.nodeName, Version: strings.Join(strings.Fields(s.Version), "-"), Labels: s.labels, Preheats: true,
-		// What containers run on, whatever the daemon itself was built for.
-		Platform: "linux/" + runtime.GOARCH,
+		Platform: ownPlatform,
 	}
 }
 

@@ -51,7 +51,9 @@ type preheater struct {
 		Settle(context.Context, mirror.Caller, registry.Repository, digest.Digest)
 		Vouch(context.Context, mirror.Caller, registry.Repository, digest.Digest) error
 	}
-	pods     *precedence
+	pods *precedence
+	// own says whether jobs without credentials use the node's for a registry.
+	own      func(host string) bool
 	slots    chan struct{}
 	vitals   func() jobs.Vitals
 	wake     chan struct{}
@@ -91,6 +93,7 @@ func newPreheater(ctx context.Context, d *Daemon, tags *mirror.Mirror) *preheate
 	return &preheater{
 		ctx: ctx, log: d.log, send: d.cluster.send, tags: tags, pods: d.pods, vitals: d.vitals,
 		blobs: blobs,
+		own:   func(host string) bool { return d.cfg.PreheatNodeCredentials || d.cfg.authFor(host) == mirror.Node },
 		slots: make(chan struct{}, preheatBlobs), wake: make(chan struct{}, 1), tasks: map[taskKey]*task{},
 	}
 }
@@ -241,7 +244,7 @@ func (p *preheater) carryOut(ctx context.Context, t *task) {
 	repo, err := repository(t.order.Repository, t.order.Reference)
 	if err == nil && t.order.Resolve {
 		var res *jobs.Resolution
-		res, err = p.resolve(ctx, t, repo)
+		res, err = p.resolve(ctx, t, repo, p.caller(t))
 		p.update(t, func(r *jobs.Report) { r.Resolved = res })
 	} else if err == nil {
 		err = p.fetchAll(ctx, t, repo)
@@ -294,11 +297,22 @@ func refusedFor(err error) bool {
 	return errors.As(err, &e) && e.Status < http.StatusInternalServerError && e.Status != http.StatusTooManyRequests || errors.Is(err, errImage)
 }
 
-// caller returns in whose name origins are asked.
+// caller returns in whose name origins are asked: that of the job. The node's
+// own credentials are for the jobs of a scheduler only where the operator of the
+// node said so.
 func (p *preheater) caller(t *task) mirror.Caller {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	return mirror.Caller{Authorization: t.auth}
+	auth := t.auth
+	p.mu.Unlock()
+	host, _, _ := strings.Cut(t.order.Repository, "/")
+	switch {
+	case auth != "":
+		return mirror.Caller{Authorization: auth}
+	case p.own(host):
+		return mirror.Caller{}
+	default:
+		return mirror.Caller{Public: true, ID: "public"}
+	}
 }
 
 // fetchAll brings the contents of an order here.
@@ -313,7 +327,10 @@ func (p *preheater) fetchAll(ctx context.Context, t *task, repo registry.Reposit
 			r.Layers[i].State = jobs.Waiting
 		}
 	})
-	p.tags.Settle(ctx, p.caller(t), repo, digest.Digest(contents[0].Digest))
+	// What the order says is what other nodes said.
+	if err := p.confirm(ctx, t, repo); err != nil {
+		return err
+	}
 	// One that fails does not end the others: the more is here, the better.
 	errs := make([]error, len(contents))
 	var group errgroup.Group
@@ -343,22 +360,62 @@ func (p *preheater) fetchAll(ctx context.Context, t *task, repo registry.Reposit
 			return err
 		}
 	}
+	if missing := p.missing(contents); missing > 0 {
+		return fmt.Errorf("%w: %d of its %d contents did not stay: the cache is too small for them", errImage, missing, len(contents))
+	}
 	if err := p.tags.Vouch(ctx, p.caller(t), repo, digest.Digest(contents[0].Digest)); err != nil {
 		p.log.Info("preheated image is served only while its registry answers: no permission is recorded", "repository", repo, "digest", contents[0].Digest, "err", err)
 	}
-	// Later pulls by this tag find it when the origin cannot be asked.
-	if !strings.Contains(t.order.Reference, ":") {
-		top := contents[0]
-		p.tags.Learn(repo, t.order.Reference, mirror.Descriptor{MediaType: t.order.MediaType, Digest: digest.Digest(top.Digest), Size: top.Size})
-	}
+	p.learn(ctx, t, repo)
 	return nil
+}
+
+// missing counts the contents that are not held.
+func (p *preheater) missing(contents []jobs.Content) (count int) {
+	for _, c := range contents {
+		if size, here := p.blobs.store.Stat(digest.Digest(c.Digest)); !here || size != c.Size {
+			count++
+		}
+	}
+	return count
+}
+
+// learn takes in what the tag stands for, so that later pulls by it find the
+// image when the origin cannot be asked. Nobody's word counts but the origin's,
+// which this node asks itself.
+func (p *preheater) learn(ctx context.Context, t *task, repo registry.Repository) {
+	tag, top := t.order.Tag, t.order.Contents[0]
+	if tag == "" && !strings.Contains(t.order.Reference, ":") {
+		tag = t.order.Reference
+	}
+	if tag == "" {
+		return
+	}
+	if _, err := repository(t.order.Repository, tag); err != nil || strings.Contains(tag, ":") {
+		return
+	}
+	said, err := p.top(ctx, p.caller(t), repo, tag)
+	switch {
+	case err != nil:
+		p.log.Info("preheated tag is not remembered: the registry cannot be asked what it stands for", "repository", repo, "tag", tag, "err", err)
+	case said.Digest.String() != top.Digest:
+		p.log.Info("preheated tag is not remembered: it stands for another image now", "repository", repo, "tag", tag, "preheated", top.Digest, "now", said.Digest)
+	default:
+		p.tags.Learn(repo, tag, mirror.Descriptor{MediaType: t.order.MediaType, Digest: said.Digest, Size: top.Size})
+	}
 }
 
 // fetch brings one content here, with a few attempts.
 func (p *preheater) fetch(ctx context.Context, t *task, repo registry.Repository, i int) error {
+	return p.attempt(ctx, t, func(caller mirror.Caller) error { return p.follow(ctx, t, caller, repo, i) })
+}
+
+// attempt does something in the name of a task a few times, until it succeeds or
+// doing it again is of no use.
+func (p *preheater) attempt(ctx context.Context, t *task, do func(mirror.Caller) error) error {
 	for attempt := 1; ; attempt++ {
 		caller := p.caller(t)
-		err := p.follow(ctx, t, caller, repo, i)
+		err := do(caller)
 		switch {
 		case err == nil || ctx.Err() != nil:
 			return err

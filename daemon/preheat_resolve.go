@@ -5,14 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/shoalproject/shoal/daemon/mirror"
+	"github.com/shoalproject/shoal/daemon/store"
 	"github.com/shoalproject/shoal/registry"
+	"github.com/shoalproject/shoal/registry/origin"
 	"github.com/shoalproject/shoal/scheduler/jobs"
 )
 
@@ -21,43 +21,83 @@ var errImage = errors.New("image")
 
 // resolve finds out what an image consists of. Its manifests are kept and
 // shared like those of a pull, so that each leaves the origin once.
-func (p *preheater) resolve(ctx context.Context, t *task, repo registry.Repository) (*jobs.Resolution, error) {
-	caller := p.caller(t)
+func (p *preheater) resolve(ctx context.Context, t *task, repo registry.Repository, caller mirror.Caller) (*jobs.Resolution, error) {
 	top, err := p.top(ctx, caller, repo, t.order.Reference)
 	if err != nil {
 		return nil, err
 	}
-	manifest, size, err := p.manifest(ctx, caller, repo, top.Descriptor, top.Body)
+	platforms := t.order.Platforms
+	if len(platforms) == 0 {
+		platforms = []string{ownPlatform}
+	}
+	image, err := registry.Walk{Platforms: platforms, Matches: jobs.PlatformMatches, Manifest: func(ctx context.Context, d v1.Descriptor) (registry.Manifest, int64, error) {
+		var body []byte
+		if d.Digest == top.Digest {
+			body = top.Body
+		}
+		return p.manifest(ctx, caller, repo, mirror.Descriptor{Digest: d.Digest, Size: d.Size}, body)
+	}}.Image(ctx, v1.Descriptor{Digest: top.Digest, Size: top.Size})
 	if err != nil {
-		return nil, err
-	}
-	res := &jobs.Resolution{Digest: top.Digest.String(), MediaType: manifest.MediaType}
-	list := contents{index: map[string]int{}}
-	list.add(jobs.Content{Digest: top.Digest.String(), Size: size, Manifest: true})
-	if len(manifest.Manifests) == 0 {
-		list.addBlobs(manifest, nil)
-		res.Contents = list.list
-		return res, list.check()
-	}
-	wanted, err := choose(manifest.Manifests, t.order.Platforms)
-	if err != nil {
-		return nil, err
-	}
-	for _, w := range wanted {
-		child, size, err := p.manifest(ctx, caller, repo, mirror.Descriptor{Digest: w.Digest, Size: w.Size}, nil)
-		if err != nil {
+		// What an origin or the store says keeps its kind; all else is the image's.
+		var e *registry.Error
+		if errors.As(err, &e) || errors.Is(err, store.ErrUnavailable) || origin.IsUnavailable(err) || ctx.Err() != nil || errors.Is(err, errImage) {
 			return nil, err
 		}
-		list.add(jobs.Content{Digest: w.Digest.String(), Size: size, Manifest: true, Platforms: w.platforms})
-		list.addBlobs(child, w.platforms)
-		for _, platform := range w.platforms {
-			if !slices.Contains(res.Platforms, platform) {
-				res.Platforms = append(res.Platforms, platform)
-			}
-		}
+		return nil, fmt.Errorf("%w: %w", errImage, err)
 	}
-	res.Contents = list.list
-	return res, list.check()
+	res := &jobs.Resolution{Digest: top.Digest.String(), MediaType: image.Parts[0].MediaType, Platforms: image.Platforms}
+	for _, part := range image.Parts {
+		if !part.Manifest && registry.Elsewhere(part.Descriptor) {
+			continue
+		}
+		res.Contents = append(res.Contents, jobs.Content{Digest: part.Digest.String(), Size: part.Size, Manifest: part.Manifest, Platforms: part.Platforms})
+	}
+	if len(res.Contents) > jobs.MaxContents {
+		return nil, fmt.Errorf("%w: it consists of %d contents, at most %d can be preheated", errImage, len(res.Contents), jobs.MaxContents)
+	}
+	return res, nil
+}
+
+// confirm finds out for itself what the image of an order is, and returns how
+// the order's contents differ from that. The scheduler has them from other
+// nodes, none of which is to decide what this one holds under the image's name.
+func (p *preheater) confirm(ctx context.Context, t *task, repo registry.Repository) error {
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	p.tags.Settle(ctx, p.caller(t), repo, digest.Digest(t.order.Contents[0].Digest))
+	return p.attempt(ctx, t, func(caller mirror.Caller) error {
+		own, err := p.resolve(ctx, t, repo, caller)
+		if err != nil {
+			return err
+		}
+		return differs(own, t.order.Contents)
+	})
+}
+
+// differs returns how what other nodes say of an image differs from what this
+// one found, nil if it does not.
+func differs(own *jobs.Resolution, said []jobs.Content) error {
+	if said[0].Digest != own.Digest {
+		return fmt.Errorf("%w: the registry says that it is %s, other nodes say %s; it may have changed during the job, or one of them lies", errImage, own.Digest, said[0].Digest)
+	}
+	found := map[string]jobs.Content{}
+	for _, c := range own.Contents {
+		found[c.Digest] = c
+	}
+	for _, c := range said {
+		if f, ok := found[c.Digest]; !ok || f.Size != c.Size || f.Manifest != c.Manifest {
+			return fmt.Errorf("%w: other nodes say that it consists of content %s, of %d bytes, which its manifests do not say", errImage, c.Digest, c.Size)
+		}
+		delete(found, c.Digest)
+	}
+	for missing := range found {
+		return fmt.Errorf("%w: other nodes leave out content %s, which its manifests name", errImage, missing)
+	}
+	return nil
 }
 
 // top asks the origin what a reference stands for. A HEAD is enough, which
@@ -96,114 +136,4 @@ func (p *preheater) manifest(ctx context.Context, caller mirror.Caller, repo reg
 		return registry.Manifest{}, 0, fmt.Errorf("%w: manifest %s: %w", errImage, d.Digest, err)
 	}
 	return m, r.Size(), nil
-}
-
-// chosen is a manifest of an index with the platforms that want it.
-type chosen struct {
-	v1.Descriptor
-	platforms []string
-}
-
-// choose picks from an index what is wanted for the platforms. Without any
-// platform in the index all of it is.
-func choose(index []v1.Descriptor, platforms []string) ([]chosen, error) {
-	var out []chosen
-	has := []string{}
-	for _, d := range index {
-		if name := platformOf(d); name != "" {
-			has = append(has, name)
-		}
-	}
-	everything := len(has) == 0 || slices.Contains(platforms, "all")
-	for _, d := range index {
-		if everything {
-			out = append(out, chosen{Descriptor: d})
-		}
-	}
-	if everything {
-		return out, nil
-	}
-	at := map[digest.Digest]int{}
-	var missing []string
-	for _, want := range platforms {
-		i := slices.IndexFunc(index, func(d v1.Descriptor) bool { return platformOf(d) == want })
-		if i < 0 {
-			i = slices.IndexFunc(index, func(d v1.Descriptor) bool { return jobs.PlatformMatches(want, platformOf(d)) })
-		}
-		if i < 0 {
-			missing = append(missing, want)
-			continue
-		}
-		d := index[i]
-		if k, ok := at[d.Digest]; ok {
-			out[k].platforms = append(out[k].platforms, want)
-			continue
-		}
-		at[d.Digest] = len(out)
-		out = append(out, chosen{d, []string{want}})
-	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("%w: there is no manifest for %s; there are %s", errImage, strings.Join(missing, ", "), strings.Join(has, ", "))
-	}
-	return out, nil
-}
-
-// platformOf returns os/arch[/variant], or nothing for what is for none, such
-// as attestations.
-func platformOf(d v1.Descriptor) string {
-	if d.Platform == nil || d.Platform.OS == "unknown" || d.Platform.OS == "" {
-		return ""
-	}
-	name := d.Platform.OS + "/" + d.Platform.Architecture
-	if d.Platform.Variant != "" {
-		name += "/" + d.Platform.Variant
-	}
-	return name
-}
-
-// contents is a list without duplicates.
-type contents struct {
-	list  []jobs.Content
-	index map[string]int
-}
-
-// add adds a content, or the platforms that need it too.
-func (c *contents) add(one jobs.Content) {
-	i, ok := c.index[one.Digest]
-	if !ok {
-		c.index[one.Digest] = len(c.list)
-		one.Platforms = slices.Clone(one.Platforms)
-		c.list = append(c.list, one)
-		return
-	}
-	if len(one.Platforms) == 0 || len(c.list[i].Platforms) == 0 {
-		c.list[i].Platforms = nil // all need it
-		return
-	}
-	for _, p := range one.Platforms {
-		if !slices.Contains(c.list[i].Platforms, p) {
-			c.list[i].Platforms = append(c.list[i].Platforms, p)
-		}
-	}
-}
-
-// addBlobs adds what a manifest names, but for layers that registries do not
-// hold.
-func (c *contents) addBlobs(m registry.Manifest, platforms []string) {
-	for _, d := range m.Blobs {
-		if len(d.URLs) > 0 || strings.Contains(d.MediaType, "nondistributable") || strings.Contains(d.MediaType, "foreign") {
-			continue
-		}
-		c.add(jobs.Content{Digest: d.Digest.String(), Size: d.Size, Platforms: platforms})
-	}
-	for _, d := range m.Manifests { // an index in an index
-		c.add(jobs.Content{Digest: d.Digest.String(), Size: d.Size, Manifest: true, Platforms: platforms})
-	}
-}
-
-func (c *contents) check() error {
-	if len(c.list) > jobs.MaxContents {
-		return fmt.Errorf("%w: it consists of %d contents, at most %d can be preheated", errImage, len(c.list), jobs.MaxContents)
-	}
-	return nil
 }

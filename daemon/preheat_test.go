@@ -26,7 +26,7 @@ func (deafTags) Vouch(context.Context, mirror.Caller, registry.Repository, diges
 func newTestPreheater(t *testing.T) (p *preheater, quit context.CancelFunc) {
 	ctx, cancel := context.WithCancel(t.Context())
 	p = &preheater{
-		ctx: ctx, tags: deafTags{}, log: slog.New(slog.DiscardHandler), slots: make(chan struct{}), wake: make(chan struct{}, 1), tasks: map[taskKey]*task{},
+		ctx: ctx, tags: deafTags{}, own: func(string) bool { return false }, log: slog.New(slog.DiscardHandler), slots: make(chan struct{}), wake: make(chan struct{}, 1), tasks: map[taskKey]*task{},
 	}
 	t.Cleanup(p.close)
 	return p, cancel

@@ -96,31 +96,70 @@ func (s Source) manifest(ctx context.Context, dir, ref string) (registry.Manifes
 // name, and the blobs that are to come.
 func (s Source) resolve(ctx context.Context, dir string) (top v1.Descriptor, blobs []v1.Descriptor, err error) {
 	m, top, body, err := s.manifest(ctx, dir, s.Reference)
-	if err != nil || len(m.Manifests) == 0 {
-		return top, m.Blobs, err
-	}
-	wanted, err := s.choose(m.Manifests)
 	if err != nil {
 		return top, nil, err
 	}
-	for _, w := range wanted {
-		child, d, _, err := s.manifest(ctx, dir, w.Digest.String())
-		if err != nil {
-			return top, nil, err
+	if len(m.Manifests) == 0 {
+		return top, m.Blobs, s.checkPlatform(ctx, m)
+	}
+	walk := registry.Walk{Platforms: s.Platforms, Matches: s.Matches, Manifest: func(ctx context.Context, d v1.Descriptor) (registry.Manifest, int64, error) {
+		if d.Digest == top.Digest {
+			return m, top.Size, nil
 		}
-		if len(child.Manifests) > 0 {
-			return top, nil, fmt.Errorf("manifest %s is an index within an index", w.Digest)
-		}
-		blobs = append(blobs, child.Blobs...)
-		if len(wanted) == 1 && !slices.Contains(s.Platforms, "all") {
-			d.Platform = w.Platform
-			top = d
+		below, d, _, err := s.manifest(ctx, dir, d.Digest.String())
+		return below, d.Size, err
+	}}
+	image, err := walk.Image(ctx, top)
+	if err != nil {
+		return top, nil, err
+	}
+	// All that is left out of an index may be missing from the layout.
+	var leaves []v1.Descriptor
+	for _, p := range image.Parts {
+		switch {
+		case !p.Manifest:
+			blobs = append(blobs, p.Descriptor)
+		case !p.Index:
+			leaves = append(leaves, p.Descriptor)
 		}
 	}
-	if len(wanted) > 1 && len(wanted) < len(m.Manifests) {
-		return s.partOf(dir, body, wanted, blobs)
+	whole := slices.Contains(s.Platforms, "all") || len(image.Platforms) == 0
+	switch {
+	case whole:
+		return top, blobs, nil
+	case len(leaves) == 1:
+		return leaves[0], blobs, nil
+	case slices.EqualFunc(leaves, m.Manifests, func(a, b v1.Descriptor) bool { return a.Digest == b.Digest }):
+		return top, blobs, nil
 	}
-	return top, blobs, nil
+	return s.partOf(dir, body, leaves, blobs)
+}
+
+// checkPlatform returns why an image of a single platform is not what was asked
+// for. An artifact is of no platform.
+func (s Source) checkPlatform(ctx context.Context, m registry.Manifest) error {
+	if len(m.Blobs) == 0 || m.Blobs[0].Size > registry.MaxManifestSize || slices.Contains(s.Platforms, "all") ||
+		m.Blobs[0].MediaType != v1.MediaTypeImageConfig && m.Blobs[0].MediaType != registry.MediaTypeDockerConfig {
+		return nil
+	}
+	resp, err := s.get(ctx, "blobs", m.Blobs[0].Digest.String(), http.Header{})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, m.Blobs[0].Size+1))
+	if err != nil {
+		return err
+	}
+	var config v1.Platform
+	if m.Blobs[0].Digest.Algorithm().FromBytes(raw) != m.Blobs[0].Digest || json.Unmarshal(raw, &config) != nil {
+		return fmt.Errorf("config %s of the image cannot be read", m.Blobs[0].Digest)
+	}
+	has := registry.PlatformOf(v1.Descriptor{Platform: &config})
+	if has == "" || slices.ContainsFunc(s.Platforms, func(want string) bool { return s.Matches(want, has) }) {
+		return nil
+	}
+	return fmt.Errorf("the image is for %s alone, not for %s; --platform %[1]s takes it", has, strings.Join(s.Platforms, ", "))
 }
 
 // partOf makes an index of the platforms that are wanted, since tools take an
@@ -136,35 +175,10 @@ func (s Source) partOf(dir string, body []byte, wanted, blobs []v1.Descriptor) (
 		return v1.Descriptor{}, nil, err
 	}
 	d := v1.Descriptor{MediaType: index.MediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
+	if d.MediaType == "" {
+		d.MediaType = v1.MediaTypeImageIndex
+	}
 	return d, blobs, os.WriteFile(blobPath(dir, d.Digest), raw, 0o644)
-}
-
-func (s Source) choose(list []v1.Descriptor) ([]v1.Descriptor, error) {
-	if slices.Contains(s.Platforms, "all") {
-		return list, nil
-	}
-	var out []v1.Descriptor
-	var has []string
-	for _, d := range list {
-		if d.Platform == nil || d.Platform.OS == "unknown" {
-			continue
-		}
-		name := d.Platform.OS + "/" + d.Platform.Architecture
-		if d.Platform.Variant != "" {
-			name += "/" + d.Platform.Variant
-		}
-		has = append(has, name)
-		if slices.ContainsFunc(s.Platforms, func(want string) bool { return s.Matches(want, name) }) {
-			out = append(out, d)
-		}
-	}
-	if len(has) == 0 {
-		return list, nil // of artifacts
-	}
-	if len(out) == 0 {
-		return nil, fmt.Errorf("there is no manifest for %s; there are %s", strings.Join(s.Platforms, ", "), strings.Join(has, ", "))
-	}
-	return out, nil
 }
 
 // fetchAll brings blobs into the layout.

@@ -15,10 +15,11 @@ import (
 // the distribution specification sets for registries.
 const MaxManifestSize = 4 << 20
 
-// Media types of Docker's manifests, which image-spec does not list.
+// Media types of Docker, which image-spec does not list.
 const (
 	MediaTypeDockerManifest     = "application/vnd.docker.distribution.manifest.v2+json"
 	MediaTypeDockerManifestList = "application/vnd.docker.distribution.manifest.list.v2+json"
+	MediaTypeDockerConfig       = "application/vnd.docker.container.image.v1+json"
 )
 
 // AcceptAll names every kind of manifest that can be served, for the Accept

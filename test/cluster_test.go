@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/shoalproject/shoal/daemon"
+	"github.com/shoalproject/shoal/mtls/mtlstest"
 	"github.com/shoalproject/shoal/registry/registrytest"
 	"github.com/shoalproject/shoal/scheduler/standalone"
 )
@@ -67,6 +68,18 @@ func startCluster(t *testing.T, o *registrytest.Origin, n int, scheds []*sched, 
 		node.connected()
 	}
 	return nodes
+}
+
+// secured gives a scheduler and its nodes certificates of one CA.
+func secured(t *testing.T) (func(*standalone.Config), func(*daemon.Config)) {
+	t.Helper()
+	ca := mtlstest.NewAuthority(t)
+	cert, key := ca.Issue(t, nil, "127.0.0.1")
+	return func(c *standalone.Config) { c.TLSCert, c.TLSKey, c.TLSCA = cert, key, ca.File },
+		func(c *daemon.Config) {
+			c.TLSCert, c.TLSKey = ca.Issue(t, nil, c.NodeName)
+			c.TLSCA = ca.File
+		}
 }
 
 func startMember(t *testing.T, o *registrytest.Origin, i int, scheds []*sched, change ...func(*daemon.Config)) *node {

@@ -55,13 +55,16 @@ func (s *sched) harbor(t *testing.T, method, path, body, token string) (int, map
 func TestHarbor(t *testing.T) {
 	o := private(t)
 	img := o.AddImage("app", "v1", noise(1, 1<<20))
-	s := startScheduler(t, withToken(t))
+	tls, identity := secured(t)
+	s := startScheduler(t, withToken(t), tls)
 	// What Kraken's notification lacks, nodes have themselves.
 	config := filepath.Join(t.TempDir(), "config.json")
 	if err := os.WriteFile(config, []byte(`{"auths":{"`+upstream+`":{"username":"puller","password":"geheim-und-lang"}}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	nodes := startCluster(t, o, 3, []*sched{s}, func(c *daemon.Config) { c.Auth, c.DockerConfig = "relay", config })
+	nodes := startCluster(t, o, 3, []*sched{s}, identity, func(c *daemon.Config) {
+		c.Auth, c.DockerConfig, c.PreheatNodeCredentials = "relay", config, true
+	})
 	c := s.client(t)
 	eventually(t, "the scheduler knows all nodes", func() bool {
 		st, err := c.Status(t.Context())
@@ -151,4 +154,21 @@ func TestHarbor(t *testing.T) {
 		}
 	}
 	noSecret(t, nodes, s, jobs.Credentials{"a": "Bearer " + pull, "b": bearer, "c": "Basic geheim-und-lang"})
+}
+
+// Without TLS Harbor is told why its job, which brings a token, is refused.
+func TestHarborWithoutTLS(t *testing.T) {
+	o := private(t)
+	s := startScheduler(t)
+	startCluster(t, o, 1, []*sched{s})
+	t.Cleanup(http.DefaultClient.CloseIdleConnections)
+	for path, body := range map[string]string{
+		"/oapi/v1/jobs": `{"type":"preheat","args":{"type":"image","url":"https://` + upstream + `/v2/app/manifests/v1","headers":{"Authorization":"Bearer 0123456789"}}}`,
+		"/preheats":     `{"type":"image","url":"https://` + upstream + `/v2/app/manifests/v1","headers":{"Authorization":"Bearer 0123456789"}}`,
+	} {
+		code, doc, text := s.harbor(t, "POST", path, body, "")
+		if reason, _ := doc["error"].(string); code != http.StatusForbidden || !strings.Contains(reason, "--tls-cert") || strings.Contains(text, "0123456789") {
+			t.Errorf("%s: %d %s", path, code, text)
+		}
+	}
 }

@@ -119,8 +119,9 @@ func noSecret(t *testing.T, nodes []*node, s *sched, creds jobs.Credentials, mor
 func TestPreheat(t *testing.T) {
 	o := private(t)
 	img := o.AddImage("app", "v1", noise(1, 8<<20), noise(2, 300<<10), noise(3, 1000))
-	s := startScheduler(t)
-	nodes := startCluster(t, o, 8, []*sched{s}, sharesPrivate)
+	tls, identity := secured(t)
+	s := startScheduler(t, tls)
+	nodes := startCluster(t, o, 8, []*sched{s}, identity)
 	c, creds := s.client(t), token(o)
 	job := create(t, c, 8, api.Request{Spec: jobs.Spec{Images: []string{upstream + "/app:v1"}, Pin: 3600}, Credentials: creds})
 	job = ended(t, c, job.ID)
@@ -152,8 +153,9 @@ func TestPreheat(t *testing.T) {
 func TestPreheatThenRelay(t *testing.T) {
 	o := private(t)
 	img := o.AddImage("app", "v1", noise(1, 2<<20))
-	s := startScheduler(t)
-	nodes := startCluster(t, o, 2, []*sched{s}, func(c *daemon.Config) { c.Auth = "relay" })
+	tls, identity := secured(t)
+	s := startScheduler(t, tls)
+	nodes := startCluster(t, o, 2, []*sched{s}, func(c *daemon.Config) { c.Auth = "relay" }, identity)
 	c, creds := s.client(t), token(o)
 	job := create(t, c, 2, api.Request{Spec: jobs.Spec{Images: []string{upstream + "/app:v1"}}, Credentials: creds})
 	wantState(t, ended(t, c, job.ID), jobs.Done)
@@ -303,8 +305,9 @@ func TestPreheatSchedulerRestarted(t *testing.T) {
 	o := private(t)
 	img := o.AddImage("app", "v1", noise(1, 4<<20))
 	file := filepath.Join(t.TempDir(), "jobs.db")
-	s := startScheduler(t, func(c *standalone.Config) { c.JobStore = file })
-	nodes := startCluster(t, o, 4, []*sched{s})
+	tls, identity := secured(t)
+	s := startScheduler(t, tls, func(c *standalone.Config) { c.JobStore = file })
+	nodes := startCluster(t, o, 4, []*sched{s}, identity)
 	release := make(chan struct{})
 	o.Inject(registrytest.Order{Kind: registrytest.Blob, Digest: img.Layers[0].Digest}, registrytest.HangAfter(100<<10, release))
 	c, creds := s.client(t), token(o)
@@ -320,7 +323,7 @@ func TestPreheatSchedulerRestarted(t *testing.T) {
 			t.Error("the record has the credential")
 		}
 	}
-	again := startScheduler(t, func(c *standalone.Config) { c.JobStore, c.Listen, c.AdminListen = file, s.addr, s.admin })
+	again := startScheduler(t, tls, func(c *standalone.Config) { c.JobStore, c.Listen, c.AdminListen = file, s.addr, s.admin })
 	got, err := c.Wait(t.Context(), job.ID, -1)
 	if err != nil || got.Ended() || got.Counts.Done > 0 {
 		t.Errorf("after the restart: %v, %s, %+v", err, got.State, got.Counts)
@@ -396,8 +399,9 @@ func TestPreheatSchedulerLost(t *testing.T) {
 func TestPreheatOfNothing(t *testing.T) {
 	o := private(t)
 	o.AddImage("app", "v1", noise(1, 1000))
-	s := startScheduler(t)
-	nodes := startCluster(t, o, 2, []*sched{s})
+	tls, identity := secured(t)
+	s := startScheduler(t, tls)
+	nodes := startCluster(t, o, 2, []*sched{s}, identity)
 	c, creds := s.client(t), token(o)
 	for image, want := range map[string]string{
 		upstream + "/app:v2":    "404",

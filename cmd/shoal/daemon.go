@@ -84,6 +84,7 @@ config.json, which it also finds by itself; other settings need a restart.`,
 	f.StringVar(&cfg.AuthOffline, "auth-offline", cfg.AuthOffline, "`WHO` gets what is held while the origin gives no answer: proven (those to whom the origin gave it within --auth-offline-for, and all what is public), none, all")
 	f.DurationVar(&cfg.AuthOfflineFor, "auth-offline-for", cfg.AuthOfflineFor, "`TIME` for which the origin's permission holds while it gives no answer")
 	f.BoolVar(&cfg.AllowBasicRelay, "allow-basic-relay", cfg.AllowBasicRelay, "with relay, hand Basic challenges on: runtimes answer them with the password itself, over the mirror's plain HTTP")
+	f.BoolVar(&cfg.PreheatNodeCredentials, "preheat-node-credentials", cfg.PreheatNodeCredentials, "let preheat jobs that bring no credentials use those of --docker-config with --auth relay too; whoever commands the scheduler then decides what they are used for")
 	f.StringVar(&cfg.DockerConfig, "docker-config", cfg.DockerConfig, "`FILE` with the credentials for --auth node, and for preheats that bring none (default docker's own)")
 	f.Var(newBytes(&cfg.UploadRate), "upload-rate", "`SIZE` per second sent to all other nodes together; 0 is no limit")
 	f.Var(newBytes(&cfg.DownloadRate), "download-rate", "`SIZE` per second received from all other nodes together; 0 is no limit")

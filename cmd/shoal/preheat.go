@@ -66,9 +66,14 @@ func newPreheatCommand() *cobra.Command {
 The registry sends each image about once; the nodes share it. Pulls that somebody
 waits for go first.
 
-Credentials are those of docker's config.json. Where a registry gives tokens, a
-token for the image alone goes to the scheduler and the nodes, which keep it in
-memory; it is renewed while the command waits.
+The command asks the registry itself what each tag stands for; the nodes get that
+image, whatever the tag becomes meanwhile.
+
+Credentials are those of docker's config.json, for what a registry does not give
+to everyone. Where a registry gives tokens, a token for the image alone goes to the
+scheduler and to the nodes that are chosen, which keep it in memory; it is renewed
+while the command waits. It needs a scheduler and nodes with certificates: without
+TLS anybody could take the name of a node, and a job with credentials is refused.
 
 The command waits until the job has ended. Interrupted, it asks whether the job
 is to go on. Exit code 0 says that every node has every image, 3 that some nodes
@@ -138,10 +143,16 @@ func (p *preheatFlags) run(cmd *cobra.Command) error {
 		}
 		return w.run(ctx, job)
 	}
+	if err := p.spec.Check(); err != nil {
+		return &usageError{err}
+	}
 	if w.grants, err = newGrants(p.registries, p.spec.Images, w.notice); err != nil {
 		return err
 	}
 	defer w.grants.close()
+	if p.spec.Images, err = w.grants.resolve(ctx); err != nil {
+		return err
+	}
 	creds, err := w.grants.get(ctx)
 	if err != nil {
 		return err

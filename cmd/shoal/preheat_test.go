@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/shoalproject/shoal/daemon"
+	"github.com/shoalproject/shoal/mtls/mtlstest"
 	"github.com/shoalproject/shoal/registry/registrytest"
 	"github.com/shoalproject/shoal/scheduler/jobs"
 	"github.com/shoalproject/shoal/scheduler/standalone"
@@ -56,6 +57,9 @@ func startSwarm(t *testing.T, nodes int) *swarm {
 	s.sched.Listen, s.sched.AdminListen = "127.0.0.1:0", "127.0.0.1:0"
 	s.sched.JobStore = filepath.Join(t.TempDir(), "jobs.db")
 	s.sched.JobGrace = 2 * time.Second
+	ca := mtlstest.NewAuthority(t)
+	s.sched.TLSCert, s.sched.TLSKey = ca.Issue(t, nil, "127.0.0.1")
+	s.sched.TLSCA = ca.File
 	log := slog.New(slog.NewTextHandler(&s.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	s.sched.Logger = log
 	s.start()
@@ -67,6 +71,8 @@ func startSwarm(t *testing.T, nodes int) *swarm {
 		cfg.Registries = []string{s.origin.Host() + "=" + s.origin.URL()}
 		cfg.NodeName = fmt.Sprintf("node%d", i)
 		cfg.Schedulers = []string{s.sched.Listen}
+		cfg.TLSCert, cfg.TLSKey = ca.Issue(t, nil, cfg.NodeName)
+		cfg.TLSCA = ca.File
 		cfg.Logger, cfg.ShutdownGrace = log, 0
 		d, err := daemon.New(cfg)
 		if err != nil {
@@ -180,6 +186,13 @@ func TestPreheatCommand(t *testing.T) {
 	}
 	if code, _, errs = s.shoal("preheat", image, "--nodes", "zone=moon"); code != exitFailed || !strings.Contains(errs, "no node") {
 		t.Errorf("%d\n%s", code, errs)
+	}
+	if code, _, errs = s.shoal("preheat", image, "--nodes", "zone:z1"); code != exitUsage || !strings.Contains(errs, "zone=z1") {
+		t.Errorf("%d\n%s", code, errs)
+	}
+	var stdout, stderr strings.Builder
+	if code = run([]string{"status", "--scheduler", s.sched.Listen}, &stdout, &stderr); code != exitFailed || !strings.Contains(stderr.String(), "--admin-listen") {
+		t.Errorf("status of the port for daemons: %d\n%s", code, &stderr)
 	}
 	code, out, _ = s.shoal("preheat", image, "--wait=false")
 	if code != 0 || len(strings.TrimSpace(out)) == 0 {

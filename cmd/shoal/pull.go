@@ -129,7 +129,7 @@ func (p *pullFlags) start(ctx context.Context, ref jobs.Ref, cmd *cobra.Command)
 		}
 		cfg.Registries = []string{one}
 	}
-	cfg.DefaultRegistry = host
+	cfg.DefaultRegistry, cfg.Guest = host, true
 	cfg.Listen, cfg.AdminListen, cfg.Auth = "127.0.0.1:0", "127.0.0.1:0", "node"
 	cfg.ShutdownGrace = 0
 	cfg.Version = readBuild().Version

@@ -37,11 +37,15 @@ type proof struct {
 
 func newProof(size int64) *proof { return &proof{layout: piece.NewLayout(size)} }
 
-// prove records the sums of file id, and which of its pieces match them.
-func (p *proof) prove(id identity, sums []piece.Sum, verified *piece.Set) {
+// prove records that every piece of file id matches sums.
+func (p *proof) prove(id identity, sums []piece.Sum) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.sums, p.of, p.since, p.verified = sums, id, time.Now(), verified
+	p.sums, p.of, p.since = sums, id, time.Now()
+	p.verified = piece.NewSet(len(sums))
+	for i := range sums {
+		p.verified.Add(i)
+	}
 }
 
 func (p *proof) loaded() bool {

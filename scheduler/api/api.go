@@ -201,6 +201,8 @@ func (s *service) failed(w http.ResponseWriter, err error) {
 	switch {
 	case errors.As(err, &spec):
 		status, err = http.StatusBadRequest, &badRequest{spec.Field, spec.Error()}
+	case errors.Is(err, jobs.ErrCredentials):
+		status, err = http.StatusForbidden, &badRequest{"credentials", err.Error()}
 	case errors.Is(err, jobs.ErrUnknown):
 		status = http.StatusNotFound
 	case errors.Is(err, jobs.ErrNotOwner), errors.Is(err, jobs.ErrNoNodes):

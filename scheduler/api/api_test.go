@@ -27,8 +27,15 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // start serves the API over a manager with one node.
 func start(t *testing.T, tokenFile string) (*jobs.Manager, *httptest.Server) {
 	t.Helper()
-	m := jobs.NewManager(jobs.ManagerConfig{Store: jobstore.NewMemory(), Send: func(context.Context, string, any) error { return nil }})
-	m.Connected("c1", jobs.Facts{Name: "n1", Platform: "linux/amd64", Preheats: true})
+	core := jobs.DefaultConfig()
+	core.Credentials = true
+	return startWith(t, tokenFile, core)
+}
+
+func startWith(t *testing.T, tokenFile string, core jobs.Config) (*jobs.Manager, *httptest.Server) {
+	t.Helper()
+	m := jobs.NewManager(jobs.ManagerConfig{Core: core, Store: jobstore.NewMemory(), Send: func(context.Context, string, any) error { return nil }})
+	m.Connected("c1", jobs.Facts{Name: "n1", Platform: "linux/amd64", Preheats: true, Proven: true})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { _ = m.Run(ctx); close(done) }() // it returns nil
@@ -257,6 +264,18 @@ func TestRenewalOfNothing(t *testing.T) {
 		if code, text := ask(t, "PUT", srv.URL+"/api/v1/jobs/"+job.ID+"/credentials", body); code != 400 || !strings.Contains(text, "credentials") {
 			t.Errorf("%s: %d %s", body, code, text)
 		}
+	}
+}
+
+// In clear text a job that brings credentials is refused, and told why.
+func TestCredentialsWithoutTLS(t *testing.T) {
+	_, srv := startWith(t, "", jobs.DefaultConfig())
+	code, text := ask(t, "POST", srv.URL+"/api/v1/jobs", `{"images":["r.test/app:v1"],"credentials":{"r.test":"Bearer secret-token"}}`, "Content-Type", "application/json")
+	if code != http.StatusForbidden || !strings.Contains(text, "--tls-cert") || !strings.Contains(text, `"field":"credentials"`) || strings.Contains(text, "secret-token") {
+		t.Errorf("%d %s", code, text)
+	}
+	if code, text := ask(t, "POST", srv.URL+"/api/v1/jobs", `{"images":["r.test/app:v1"]}`, "Content-Type", "application/json"); code != http.StatusCreated {
+		t.Errorf("without credentials: %d %s", code, text)
 	}
 }
 

@@ -132,6 +132,11 @@ func (c *Client) ask(ctx context.Context, method, url string, body, into any) er
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
+		// A port that speaks HTTP/2 or TLS alone answers so to HTTP/1, the latter
+		// by hanging up.
+		if strings.Contains(err.Error(), "malformed HTTP response") || errors.Is(err, io.EOF) {
+			return fmt.Errorf("%s does not speak HTTP: it looks like the port for daemons (--listen of the scheduler, gRPC, 4402 by default). Give the address of its --admin-listen, 4404 by default, and https:// before it if that is behind TLS", req.URL.Host)
+		}
 		return fmt.Errorf("scheduler: %w", err)
 	}
 	defer resp.Body.Close()

@@ -77,6 +77,8 @@ func fail(w http.ResponseWriter, err error) {
 	switch {
 	case errors.As(err, &bad), errors.As(err, &spec):
 		status = http.StatusBadRequest
+	case errors.Is(err, jobs.ErrCredentials):
+		status = http.StatusForbidden
 	case errors.Is(err, jobs.ErrUnknown):
 		status = http.StatusNotFound
 	case errors.Is(err, jobs.ErrNoNodes):

@@ -88,19 +88,32 @@ func (c *Core) resolve(now time.Time, j *job, k int) {
 	}
 	// Another one with each attempt, and for each image.
 	for try := range len(j.Nodes) {
-		n := c.names[j.Nodes[(r.tries+k+try)%len(j.Nodes)].Name]
-		if n == nil || !n.facts.Preheats {
+		n := c.names[j.Nodes[(r.tries+len(r.said)+k+try)%len(j.Nodes)].Name]
+		if n == nil || !n.facts.Preheats || r.said[n.facts.Name] != nil || j.Private && !n.facts.Proven {
 			continue
 		}
 		r.node, r.asked = n.facts.Name, now
 		img.State, j.stir = Running, true
 		ref := j.refs[k]
 		c.outs = append(c.outs, Out{n.id, &Order{
-			Job: j.ID, Image: k, Repository: ref.Repository, Reference: ref.Reference(), Authorization: j.creds.of(ref.Repository),
+			Job: j.ID, Image: k, Repository: ref.Repository, Reference: ref.Reference(), Tag: ref.Tag, Authorization: c.credential(j, k, n),
 			Resolve: true, Platforms: j.platforms(), Deadline: j.Deadline().Sub(now),
 		}})
 		return
 	}
+	// Nobody is left who could confirm or deny what was said.
+	if len(r.said) > 0 {
+		c.decide(j, k)
+	}
+}
+
+// credential is what a node is given to ask the origin of an image with:
+// nothing if it has not proved who it is.
+func (c *Core) credential(j *job, k int, n *conn) string {
+	if !n.facts.Proven {
+		return ""
+	}
+	return j.creds.of(j.refs[k].Repository)
 }
 
 // platforms are those for which the images are to be resolved.
@@ -119,13 +132,37 @@ func (j *job) platforms() []string {
 	return list
 }
 
+// platformsFor are those of the job's platforms whose contents a node of that
+// platform gets.
+func (j *job) platformsFor(platform string) []string {
+	if len(j.Spec.Platforms) > 0 {
+		return j.Spec.Platforms
+	}
+	var list []string
+	for _, p := range j.platforms() {
+		if PlatformMatches(platform, p) {
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
 // unresolved takes in that an attempt to resolve an image has failed.
 func (c *Core) unresolved(j *job, k int, why string, again bool) {
 	img, r := &j.Images[k], &j.images[k]
 	r.tries++
 	j.stir = true
-	if again && r.tries < c.cfg.Attempts {
+	// That asking again is of no use is one node's word, too.
+	limit := min(c.cfg.Agree, len(j.Nodes))
+	if again {
+		limit = c.cfg.Attempts
+	}
+	if r.tries < limit {
 		img.State = Waiting
+		return
+	}
+	if len(r.said) > 0 {
+		c.decide(j, k)
 		return
 	}
 	img.State, img.Reason = Failed, why
@@ -162,6 +199,11 @@ func (c *Core) advanceNode(now time.Time, j *job, i int, free bool) {
 	if n == nil {
 		c.away(now, j, i)
 		return
+	}
+	if j.Private && !n.facts.Proven {
+		for k := range node.Images {
+			j.fail(i, k, Failed, "the node has no certificate, so it is not given the job's credentials")
+		}
 	}
 	if !n.facts.Preheats {
 		for k := range node.Images {
@@ -254,9 +296,10 @@ func (c *Core) begin(now time.Time, j *job, i, k int, n *conn) {
 func (c *Core) order(now time.Time, j *job, i, k int, n *conn) {
 	w, img, image, ref := &j.work[i], &j.Nodes[i].Images[k], &j.Images[k], j.refs[k]
 	o := &Order{
-		Job: j.ID, Image: k, Repository: ref.Repository, Reference: ref.Reference(), Authorization: j.creds.of(ref.Repository),
+		Job: j.ID, Image: k, Repository: ref.Repository, Reference: ref.Reference(), Tag: ref.Tag, Authorization: c.credential(j, k, n),
 		MediaType: image.MediaType, Pin: time.Duration(j.Spec.Pin) * time.Second, Deadline: j.Deadline().Sub(now), Known: j.missing(),
 	}
+	o.Platforms = j.platformsFor(j.Nodes[i].Platform)
 	for _, part := range j.parts(k, j.Nodes[i].Platform) {
 		content := image.Contents[part]
 		content.Platforms = nil

@@ -18,13 +18,19 @@ type Config struct {
 	Silence, Mute time.Duration
 	// Attempts is how many nodes are asked to resolve an image.
 	Attempts int
+	// Agree is how many nodes must say the same of an image before it counts,
+	// if so many are there.
+	Agree int
 	// MaxActive bounds the jobs that have not ended.
 	MaxActive int
+	// Credentials says that nodes prove their names, so that jobs may bring
+	// credentials.
+	Credentials bool
 }
 
 // DefaultConfig returns what suits a cluster.
 func DefaultConfig() Config {
-	return Config{Grace: 30 * time.Second, Silence: 15 * time.Second, Mute: time.Minute, Attempts: 3, MaxActive: 64}
+	return Config{Grace: 30 * time.Second, Silence: 15 * time.Second, Mute: time.Minute, Attempts: 3, Agree: 2, MaxActive: 64}
 }
 
 // Errors of Create, Cancel and Renew.
@@ -33,6 +39,8 @@ var (
 	ErrNoNodes   = errors.New("no node of the cluster is selected")
 	ErrUnknown   = errors.New("there is no such job")
 	ErrDuplicate = errors.New("there is such a job already")
+	// ErrCredentials: in clear text anybody may take the name of a node.
+	ErrCredentials = errors.New("the job brings credentials and the scheduler has no TLS, so that no node can prove its name: whoever joins would get them. Give scheduler and nodes --tls-cert, --tls-key and --tls-ca, or have nodes use credentials of their own (--preheat-node-credentials)")
 )
 
 // Credentials are Authorization headers by repository (host/name), or by host
@@ -65,12 +73,14 @@ type Core struct {
 	outs  []Out
 }
 
-// conn is one daemon that is connected.
+// conn is one daemon that is connected. The name in its facts is its own
+// alone; claimed is the one that it gave.
 type conn struct {
-	id     string
-	facts  Facts
-	since  time.Time
-	vitals Vitals
+	id      string
+	claimed string
+	facts   Facts
+	since   time.Time
+	vitals  Vitals
 }
 
 // job is a Job with what only its scheduler knows.
@@ -92,7 +102,8 @@ type job struct {
 
 // resolving is how far the resolution of an image is.
 type resolving struct {
-	node  string // who was asked
+	node  string                 // who was asked
+	said  map[string]*Resolution // by node
 	asked time.Time
 	tries int
 	// parts are the indexes of the contents that a platform needs.
@@ -121,16 +132,32 @@ func (c *Core) Take() []Out {
 	return outs
 }
 
-// Connected takes in a daemon. The id is that of its connection.
-func (c *Core) Connected(now time.Time, id string, facts Facts) {
+// Connected takes in a daemon and returns the name by which it is known. The
+// id is that of its connection. Of two with the same name the older one has it;
+// the other one is known by its connection meanwhile.
+func (c *Core) Connected(now time.Time, id string, facts Facts) string {
+	c.Gone(now, id) // if it was there, this is its next life
 	if facts.Name == "" {
 		facts.Name = id
 	}
-	n := &conn{id: id, facts: facts, since: now}
-	c.conns[id], c.names[facts.Name] = n, n
+	n := &conn{id: id, claimed: facts.Name, facts: facts, since: now}
+	if c.names[n.facts.Name] != nil {
+		n.facts.Name = id
+	}
+	for c.names[n.facts.Name] != nil {
+		n.facts.Name += "+"
+	}
+	c.conns[id] = n
+	c.enter(now, n)
+	return n.facts.Name
+}
+
+// enter makes a connection the one of its name.
+func (c *Core) enter(now time.Time, n *conn) {
+	c.names[n.facts.Name] = n
 	for _, j := range c.list {
 		if !j.Ended() {
-			j.connected(now, facts)
+			j.connected(now, n.facts)
 		}
 	}
 }
@@ -158,15 +185,25 @@ func (j *job) connected(now time.Time, facts Facts) {
 	}
 }
 
-// Gone takes in that a connection has ended.
-func (c *Core) Gone(id string) {
+// Gone takes in that a connection has ended. Its name goes to the oldest of
+// those that gave the same.
+func (c *Core) Gone(now time.Time, id string) {
 	n := c.conns[id]
 	if n == nil {
 		return
 	}
 	delete(c.conns, id)
-	if c.names[n.facts.Name] == n {
-		delete(c.names, n.facts.Name)
+	delete(c.names, n.facts.Name)
+	var heir *conn
+	for _, o := range c.conns {
+		if o.claimed == n.facts.Name && (heir == nil || o.since.Before(heir.since) || o.since.Equal(heir.since) && o.id < heir.id) {
+			heir = o
+		}
+	}
+	if heir != nil {
+		delete(c.names, heir.facts.Name)
+		heir.facts.Name = heir.claimed
+		c.enter(now, heir)
 	}
 	for _, j := range c.list {
 		j.stir = true
@@ -198,10 +235,13 @@ func (c *Core) Nodes() []NodeInfo {
 }
 
 // Create begins a job. The error is a *SpecError, ErrFull, ErrNoNodes or
-// ErrDuplicate.
+// ErrDuplicate, or ErrCredentials.
 func (c *Core) Create(now time.Time, id string, spec Spec, creds Credentials) (Job, error) {
-	if err := spec.check(); err != nil {
+	if err := spec.Check(); err != nil {
 		return Job{}, err
+	}
+	if len(creds) > 0 && !c.cfg.Credentials {
+		return Job{}, ErrCredentials
 	}
 	selectors, err := parseSelectors(spec.Nodes)
 	if err != nil {
@@ -235,7 +275,8 @@ func (c *Core) Create(now time.Time, id string, spec Spec, creds Credentials) (J
 	}
 	record := Job{ID: id, State: Running, Created: now, Updated: now, Spec: spec, Private: len(creds) > 0}
 	for _, name := range spec.Images {
-		record.Images = append(record.Images, Image{Name: name, State: Waiting})
+		ref, _ := ParseImage(name) // it was checked
+		record.Images = append(record.Images, Image{Name: shown(name, ref), State: Waiting, Digest: ref.Digest})
 	}
 	for _, f := range nodes {
 		n := Node{Name: f.Name, Zone: f.Zone, Platform: f.Platform, State: Waiting, Images: make([]NodeImage, len(spec.Images))}
@@ -250,13 +291,22 @@ func (c *Core) Create(now time.Time, id string, spec Spec, creds Credentials) (J
 	return j.Clone(), nil
 }
 
+// shown is the name of an image as its user wrote it, without the digest if it
+// has a tag too.
+func shown(name string, ref Ref) string {
+	if ref.Tag != "" {
+		name, _, _ = strings.Cut(name, "@")
+	}
+	return name
+}
+
 // notHeardOf is why it is unknown what became of a node.
 const notHeardOf = "the scheduler was restarted; the node has not been heard of since"
 
 // Adopt goes on with a job of another scheduler, or of this one before it was
 // restarted. Those of its nodes that were at work are asked how they fare.
 func (c *Core) Adopt(now time.Time, record Job) {
-	if c.jobs[record.ID] != nil || record.Ended() || record.Spec.check() != nil || len(record.Images) != len(record.Spec.Images) {
+	if c.jobs[record.ID] != nil || record.Ended() || record.Spec.Check() != nil || len(record.Images) != len(record.Spec.Images) {
 		return
 	}
 	for i := range record.Images {
@@ -327,6 +377,9 @@ func (c *Core) Renew(now time.Time, id string, creds Credentials) error {
 	}
 	if j.Ended() {
 		return nil
+	}
+	if !c.cfg.Credentials {
+		return ErrCredentials
 	}
 	j.creds, j.Private, j.Needs, j.needs = creds, true, false, time.Time{}
 	for i := range j.Nodes {

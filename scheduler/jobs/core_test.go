@@ -18,7 +18,13 @@ type world struct {
 }
 
 func newWorld(t *testing.T, nodes ...Facts) *world {
-	w := &world{t: t, core: NewCore(DefaultConfig()), now: time.Unix(1_700_000_000, 0)}
+	cfg := DefaultConfig()
+	cfg.Credentials, cfg.Agree = true, 1
+	return worldOf(t, cfg, nodes...)
+}
+
+func worldOf(t *testing.T, cfg Config, nodes ...Facts) *world {
+	w := &world{t: t, core: NewCore(cfg), now: time.Unix(1_700_000_000, 0)}
 	for _, f := range nodes {
 		w.connect(f)
 	}
@@ -26,7 +32,7 @@ func newWorld(t *testing.T, nodes ...Facts) *world {
 }
 
 func node(i int, zone string) Facts {
-	return Facts{Name: fmt.Sprintf("n%d", i), Zone: zone, Platform: "linux/amd64", Preheats: true}
+	return Facts{Name: fmt.Sprintf("n%d", i), Zone: zone, Platform: "linux/amd64", Preheats: true, Proven: true}
 }
 
 func many(n int) (list []Facts) {
@@ -230,7 +236,7 @@ func TestNodesComeAndGo(t *testing.T) {
 	w.create(Spec{Images: []string{"a"}}, nil)
 	w.resolve(Report{State: Done, Resolved: resolution()})
 	w.orders()
-	w.core.Gone("conn-n1")
+	w.core.Gone(w.now, "conn-n1")
 	w.want(Running, Counts{Nodes: 2, Running: 1, Unknown: 1})
 	w.pass(10 * time.Second)
 	w.connect(node(1, "b"))
@@ -240,7 +246,7 @@ func TestNodesComeAndGo(t *testing.T) {
 	}
 	w.report("n1", Running, "")
 	w.want(Running, Counts{Nodes: 2, Running: 2})
-	w.core.Gone("conn-n1")
+	w.core.Gone(w.now, "conn-n1")
 	w.report("n0", Done, "", done(3)...)
 	w.pass(time.Second)
 	w.pass(31 * time.Second)
@@ -258,7 +264,7 @@ func TestNodeComesBackAfterSilence(t *testing.T) {
 	w.resolve(Report{State: Done, Resolved: resolution()})
 	w.report("n0", Running, "")
 	w.pass(45 * time.Second)
-	w.core.Gone("conn-n0")
+	w.core.Gone(w.now, "conn-n0")
 	w.pass(25 * time.Second)
 	w.orders()
 	w.connect(node(0, "a"))
@@ -332,7 +338,7 @@ func TestReportBeforeResolved(t *testing.T) {
 func TestEndedWithoutResolution(t *testing.T) {
 	w := newWorld(t, many(1)...)
 	w.create(Spec{Images: []string{"a"}}, nil)
-	w.core.Gone("conn-n0")
+	w.core.Gone(w.now, "conn-n0")
 	w.pass(0)
 	w.pass(31 * time.Second)
 	j := w.want(Failed, Counts{Nodes: 1, Failed: 1})

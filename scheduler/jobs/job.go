@@ -10,7 +10,9 @@ import (
 
 // Spec is what is wanted.
 type Spec struct {
-	// Images as users name them: alpine, ghcr.io/a/b:c, x.y/z@sha256:….
+	// Images as users name them: alpine, ghcr.io/a/b:c, x.y/z@sha256:…. With a
+	// tag and a digest, the digest says what the image is, and nodes remember
+	// the tag if the origin says the same of it.
 	Images []string `json:"images"`
 	// Nodes selects: all, N, N%, zone=Z, label:KEY=VALUE, or names with
 	// commas between; several one after the other, each from what the one
@@ -126,9 +128,9 @@ type SpecError struct{ Field, Why string }
 
 func (e *SpecError) Error() string { return e.Field + ": " + e.Why }
 
-// check puts the defaults into s and returns a *SpecError if it makes no
+// Check puts the defaults into s and returns a *SpecError if it makes no
 // sense.
-func (s *Spec) check() error {
+func (s *Spec) Check() error {
 	switch {
 	case len(s.Images) == 0:
 		return &SpecError{"images", "name at least one"}
@@ -201,6 +203,14 @@ func (r Ref) String() string {
 	return s
 }
 
+// Short returns the name as people know it: with its tag, if it has one.
+func (r Ref) Short() string {
+	if r.Tag != "" {
+		r.Digest = ""
+	}
+	return r.String()
+}
+
 // Reference returns what to ask the origin for.
 func (r Ref) Reference() string {
 	if r.Digest != "" {
@@ -214,10 +224,11 @@ func ParseImage(name string) (Ref, error) {
 	if len(name) > 1024 {
 		return Ref{}, fmt.Errorf("image name of %d bytes", len(name))
 	}
-	named, err := reference.ParseDockerRef(name)
+	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
 		return Ref{}, fmt.Errorf("%q: %w", name, err)
 	}
+	named = reference.TagNameOnly(named)
 	host := strings.ToLower(reference.Domain(named))
 	if !strings.ContainsAny(host, ".:") && host != "localhost" {
 		// The grammar takes UPPER of UPPER/app for a host. On a node, upper/app

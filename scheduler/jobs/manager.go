@@ -232,13 +232,15 @@ func (m *Manager) claim(ctx context.Context) {
 	}
 }
 
-// Connected takes in a daemon.
-func (m *Manager) Connected(id string, f Facts) {
-	m.do(func(c *Core) { c.Connected(time.Now(), id, f) })
+// Connected takes in a daemon and returns the name by which it is known: the
+// one it gave, or another while an older one has that.
+func (m *Manager) Connected(id string, f Facts) (name string) {
+	m.do(func(c *Core) { name = c.Connected(time.Now(), id, f) })
+	return name
 }
 
 // Gone takes in that a daemon has gone.
-func (m *Manager) Gone(id string) { m.do(func(c *Core) { c.Gone(id) }) }
+func (m *Manager) Gone(id string) { m.do(func(c *Core) { c.Gone(time.Now(), id) }) }
 
 // Report takes in what a daemon says of an order.
 func (m *Manager) Report(id string, r Report) {

@@ -44,6 +44,9 @@ type Facts struct {
 	Labels   map[string]string `json:"labels,omitempty"`
 	// Preheats says that the daemon takes orders. Older ones do not.
 	Preheats bool `json:"-"`
+	// Proven says that a certificate proves Name. Credentials go to no other
+	// node.
+	Proven bool `json:"-"`
 }
 
 // Content is one thing that an image consists of.
@@ -62,8 +65,9 @@ type Content struct {
 type Order struct {
 	Job   string
 	Image int
-	// Repository is host/name; Reference a tag or a digest.
-	Repository, Reference string
+	// Repository is host/name; Reference a digest where one is known, else a
+	// tag. Tag is what pulls will ask for; it may be empty.
+	Repository, Reference, Tag string
 	// Authorization is the header for the origin, empty for what the daemon
 	// asks origins with itself. It is for memory alone: never to be logged
 	// or stored.
@@ -72,7 +76,9 @@ type Order struct {
 	// one), and for nothing to be fetched.
 	Resolve   bool
 	Platforms []string
-	// Contents are to be fetched. The first is what Reference stands for.
+	// Contents are to be fetched. The first is what Reference stands for. They
+	// are another node's word: the daemon takes them only if it finds the same
+	// itself, for Platforms.
 	Contents  []Content
 	MediaType string // of the first
 	// Pin is how long the contents are to be safe from eviction.

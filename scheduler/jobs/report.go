@@ -1,6 +1,8 @@
 package jobs
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -89,18 +91,104 @@ func (c *Core) resolved(j *job, n *conn, r Report) {
 		return
 	}
 	switch {
-	case r.State == Done && r.Resolved != nil && len(r.Resolved.Contents) > 0 && len(r.Resolved.Contents) <= MaxContents:
-		img.State, img.Reason = Done, ""
-		img.Digest, img.MediaType = r.Resolved.Digest, r.Resolved.MediaType
-		img.Contents, img.Platforms = r.Resolved.Contents, r.Resolved.Platforms
-		for i := range j.Nodes {
-			j.measure(i, r.Image)
+	case r.State == Done && r.Resolved != nil:
+		if why := j.refs[r.Image].doubt(r.Resolved); why != "" {
+			c.unresolved(j, r.Image, "node "+n.facts.Name+" says of it "+why, true)
+			return
 		}
-		j.stir = true
+		c.said(j, n, r.Image, r.Resolved)
 	case r.State == Failed:
 		c.unresolved(j, r.Image, r.Reason, r.Again)
 	case r.State == Unknown, r.State == Done:
 		c.unresolved(j, r.Image, "node "+n.facts.Name+" could not say what it consists of", true)
+	}
+}
+
+// doubt is what shows that a Resolution cannot be that of an image; empty if
+// nothing does.
+func (r Ref) doubt(res *Resolution) string {
+	switch {
+	case len(res.Contents) == 0 || len(res.Contents) > MaxContents:
+		return fmt.Sprintf("that it consists of %d contents", len(res.Contents))
+	case res.Contents[0].Digest != res.Digest || !res.Contents[0].Manifest:
+		return "that its manifest is another content than its digest"
+	case r.Digest != "" && res.Digest != r.Digest:
+		return fmt.Sprintf("that it is %.80s", res.Digest)
+	}
+	return ""
+}
+
+// said takes in what a node says that an image is. One node's word is not
+// enough where another can be asked: it counts when a second one says the same.
+// It is for the job's plan alone, in any case; every node finds out for itself
+// what the image is and takes no order for another.
+func (c *Core) said(j *job, n *conn, k int, res *Resolution) {
+	r := &j.images[k]
+	if r.said == nil {
+		r.said = map[string]*Resolution{}
+	}
+	r.said[n.facts.Name] = res
+	j.stir = true
+	if agreed(r.said, res) >= c.cfg.Agree || len(r.said) >= c.cfg.Agree+c.cfg.Attempts {
+		c.decide(j, k)
+		return
+	}
+	j.Images[k].State = Waiting // another one is asked
+}
+
+// agreed counts those who say the same.
+func agreed(said map[string]*Resolution, res *Resolution) (count int) {
+	for _, other := range said {
+		if res.equal(other) {
+			count++
+		}
+	}
+	return count
+}
+
+func (r *Resolution) equal(o *Resolution) bool {
+	return r.Digest == o.Digest && r.MediaType == o.MediaType && slices.Equal(r.Platforms, o.Platforms) &&
+		slices.EqualFunc(r.Contents, o.Contents, func(a, b Content) bool {
+			return a.Digest == b.Digest && a.Size == b.Size && a.Manifest == b.Manifest && slices.Equal(a.Platforms, b.Platforms)
+		})
+}
+
+// decide takes what most nodes said of an image.
+func (c *Core) decide(j *job, k int) {
+	img, r := &j.Images[k], &j.images[k]
+	j.stir = true
+	var names, best []string
+	for name := range r.said {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	tie := false
+	for _, name := range names {
+		var same []string
+		for _, other := range names {
+			if r.said[name].equal(r.said[other]) {
+				same = append(same, other)
+			}
+		}
+		switch {
+		case len(same) > len(best):
+			best, tie = same, false
+		case len(same) == len(best) && same[0] != best[0]:
+			tie = true
+		}
+	}
+	if tie {
+		img.State = Failed
+		img.Reason = fmt.Sprintf("the nodes do not agree what it is: %s says %.80s, %s says %.80s", names[0], r.said[names[0]].Digest, names[1], r.said[names[1]].Digest)
+		return
+	}
+	res := r.said[best[0]]
+	r.said = nil
+	img.State, img.Reason = Done, ""
+	img.Digest, img.MediaType = res.Digest, res.MediaType
+	img.Contents, img.Platforms = res.Contents, res.Platforms
+	for i := range j.Nodes {
+		j.measure(i, k)
 	}
 }
 

@@ -3,6 +3,7 @@ package jobs
 import (
 	"cmp"
 	"hash/fnv"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,10 +63,23 @@ func parseSelector(s string) (sel selector, why string) {
 			return nil, "want label:KEY=VALUE"
 		}
 		return keep(func(f Facts) bool { v, has := f.Labels[key]; return has && v == value }), ""
-	case s == "" || strings.ContainsAny(s, "= \t"):
+	case strings.HasPrefix(s, "zone:"):
+		return nil, "want zone=" + strings.TrimPrefix(s, "zone:")
+	case s == "" || strings.ContainsAny(s, "= \t") || strings.Contains(s, ":") && !addresses(s):
 		return nil, "want all, N, N%, zone=Z, label:KEY=VALUE or names with commas between"
 	}
 	return byName(strings.Split(s, ",")), ""
+}
+
+// addresses reports whether all of a list with colons are IP addresses, which
+// certificates may have for names.
+func addresses(list string) bool {
+	for _, s := range strings.Split(list, ",") {
+		if strings.Contains(s, ":") && net.ParseIP(s) == nil {
+			return false
+		}
+	}
+	return true
 }
 
 func keep(good func(Facts) bool) selector {

@@ -42,8 +42,9 @@ type Config struct {
 // Jobs are the preheat jobs, as far as the server has to do with them. Its
 // methods must not wait.
 type Jobs interface {
-	// Connected and Gone tell of a daemon, by its peer ID.
-	Connected(id string, facts jobs.Facts)
+	// Connected and Gone tell of a daemon, by its peer ID. Connected returns
+	// the name by which it is known: another than it gave if that is taken.
+	Connected(id string, facts jobs.Facts) (name string)
 	Gone(id string)
 	// Report and Vitals take what a daemon says.
 	Report(id string, r jobs.Report)

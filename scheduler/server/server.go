@@ -178,6 +178,8 @@ func (s *Server) attach(sess *session) error {
 		// Without a certificate a name is whose it is first. A daemon that
 		// moves waits until its old stream is found dead.
 		return &Refusal{scheduler.ReasonRefused, "the name is in use from another address"}
+	case old != nil && old.hello.Node.Name != "" && sess.hello.Node.Name == "":
+		return &Refusal{scheduler.ReasonRefused, "a node of this name is connected: a pull beside it needs a certificate of its own"}
 	case old == nil && len(s.sessions) >= s.cfg.MaxPeers:
 		return &Refusal{scheduler.ReasonFull, "too many daemons"}
 	case !s.core.Admits(sess.id, sess.hello.Identity):
@@ -194,16 +196,30 @@ func (s *Server) attach(sess *session) error {
 		if old != nil {
 			s.cfg.Jobs.Gone(string(sess.id))
 		}
-		n := sess.hello.Node
-		if sess.proven {
-			n.Name = string(sess.id)
-		}
-		s.cfg.Jobs.Connected(string(sess.id), jobs.Facts{
-			Name: n.Name, Zone: sess.hello.Zone, Platform: n.Platform, Version: n.Version, Labels: n.Labels, Preheats: n.Preheats,
-		})
+		s.register(sess)
 	}
 	s.log.Info("daemon connected", "peer", sess.id, "addr", sess.hello.Addr, "zone", sess.hello.Zone, "again", old != nil)
 	return nil
+}
+
+// register makes a daemon known to the jobs. A member of swarms that says
+// nothing of its node, such as a pull, is none.
+func (s *Server) register(sess *session) {
+	n := sess.hello.Node
+	if n.Name == "" {
+		return
+	}
+	if sess.proven {
+		n.Name = string(sess.id)
+	}
+	name := s.cfg.Jobs.Connected(string(sess.id), jobs.Facts{
+		Name: n.Name, Zone: sess.hello.Zone, Platform: n.Platform, Version: n.Version, Labels: n.Labels, Preheats: n.Preheats, Proven: sess.proven,
+	})
+	if name != n.Name {
+		s.log.Warn("another daemon has the name of this node; status and jobs have this one under another name until that is gone: give each daemon a --node-name of its own",
+			"node", n.Name, "as", name, "from", sess.seen)
+		sess.queue.Push(&scheduler.Refused{Reason: scheduler.ReasonUnwanted})
+	}
 }
 
 // forget tells the core that a session is over.

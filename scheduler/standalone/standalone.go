@@ -76,6 +76,7 @@ func New(cfg Config) (_ *Scheduler, err error) {
 	if cfg.JobGrace > 0 {
 		core.Grace = cfg.JobGrace
 	}
+	core.Credentials = identity != nil
 	s.jobs = jobs.NewManager(jobs.ManagerConfig{
 		Core: core, Store: s.records, Log: s.log,
 		Send: func(ctx context.Context, to string, msg any) error { return s.server.Tell(ctx, to, msg) },

@@ -20,6 +20,7 @@ const (
 	maxLabels    = 64
 	maxReasons   = 16 // of the layers of one report
 	maxMediaType = 256
+	maxTag       = 128
 )
 
 var preheatStates = []jobs.State{"", jobs.Waiting, jobs.Running, jobs.Done, jobs.Failed, jobs.Canceled, jobs.Unknown}
@@ -118,7 +119,7 @@ func encodePreheat(o *jobs.Order) *wirepb.Preheat {
 	return &wirepb.Preheat{
 		Job: o.Job, Image: index(o.Image), Repository: o.Repository, Reference: o.Reference, Authorization: o.Authorization,
 		Resolve: o.Resolve, Platforms: o.Platforms, Contents: encodeContents(o.Contents), MediaType: o.MediaType,
-		PinMs: uint64(max(o.Pin.Milliseconds(), 0)), DeadlineMs: millis(o.Deadline), Known: o.Known,
+		PinMs: uint64(max(o.Pin.Milliseconds(), 0)), DeadlineMs: millis(o.Deadline), Known: o.Known, Tag: o.Tag,
 	}
 }
 
@@ -127,7 +128,7 @@ func (c *claims) preheat(m *wirepb.Preheat) *jobs.Order {
 		Job: c.text("job", m.GetJob(), 1, maxJobID), Repository: c.text("repository", m.GetRepository(), 3, maxSource),
 		Reference: c.text("reference", m.GetReference(), 1, maxSource), Authorization: c.header("authorization", m.GetAuthorization()),
 		Resolve: m.GetResolve(), Platforms: c.platforms("platforms", m.GetPlatforms()), Contents: c.contents("contents", m.GetContents()),
-		MediaType: c.text("media_type", m.GetMediaType(), 0, maxMediaType), Deadline: c.duration("deadline_ms", m.GetDeadlineMs()), Known: m.GetKnown(),
+		Tag: c.text("tag", m.GetTag(), 0, maxTag), MediaType: c.text("media_type", m.GetMediaType(), 0, maxMediaType), Deadline: c.duration("deadline_ms", m.GetDeadlineMs()), Known: m.GetKnown(),
 	}
 	if c.atMost("image", int(m.GetImage()), jobs.MaxImages-1) {
 		o.Image = int(m.GetImage())

@@ -2158,6 +2158,7 @@ type Preheat struct {
 	PinMs         uint64     `protobuf:"varint,10,opt,name=pin_ms,json=pinMs,proto3" json:"pin_ms,omitempty"`
 	DeadlineMs    uint64     `protobuf:"varint,11,opt,name=deadline_ms,json=deadlineMs,proto3" json:"deadline_ms,omitempty"`
 	Known         bool       `protobuf:"varint,12,opt,name=known,proto3" json:"known,omitempty"`
+	Tag           string     `protobuf:"bytes,13,opt,name=tag,proto3" json:"tag,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2274,6 +2275,13 @@ func (x *Preheat) GetKnown() bool {
 		return x.Known
 	}
 	return false
+}
+
+func (x *Preheat) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
 }
 
 type PreheatStop struct {
@@ -2773,7 +2781,7 @@ const file_swarm_proto_rawDesc = "" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x1a\n" +
 	"\bmanifest\x18\x03 \x01(\bR\bmanifest\x12\x1c\n" +
-	"\tplatforms\x18\x04 \x03(\tR\tplatforms\"\xf8\x02\n" +
+	"\tplatforms\x18\x04 \x03(\tR\tplatforms\"\x8a\x03\n" +
 	"\aPreheat\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\rR\x05image\x12\x1e\n" +
@@ -2791,7 +2799,8 @@ const file_swarm_proto_rawDesc = "" +
 	" \x01(\x04R\x05pinMs\x12\x1f\n" +
 	"\vdeadline_ms\x18\v \x01(\x04R\n" +
 	"deadlineMs\x12\x14\n" +
-	"\x05known\x18\f \x01(\bR\x05known\"\x1f\n" +
+	"\x05known\x18\f \x01(\bR\x05known\x12\x10\n" +
+	"\x03tag\x18\r \x01(\tR\x03tag\"\x1f\n" +
 	"\vPreheatStop\x12\x10\n" +
 	"\x03job\x18\x01 \x01(\tR\x03job\"\xa9\x02\n" +
 	"\tPreheated\x12\x10\n" +
