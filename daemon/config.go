@@ -36,6 +36,9 @@ type Config struct {
 	PeerAdvertise string
 	// AdminListen is where health, metrics and profiles are served.
 	AdminListen string
+	// LocalHosts are names by which Listen and AdminListen may be addressed
+	// over loopback, beside localhost and loopback addresses.
+	LocalHosts []string
 	// Schedulers are HOST:PORT, or dns:///NAME:PORT for all addresses of a
 	// name. All nodes must spell them alike: what they spell decides which
 	// blob belongs to which. Empty: the node is alone, and runs nothing of a

@@ -17,6 +17,7 @@ import (
 	"github.com/shoalproject/shoal/daemon/mirror"
 	"github.com/shoalproject/shoal/daemon/store"
 	"github.com/shoalproject/shoal/internal/connlimit"
+	"github.com/shoalproject/shoal/internal/hostcheck"
 	"github.com/shoalproject/shoal/registry/origin"
 	"github.com/shoalproject/shoal/systemd"
 )
@@ -132,6 +133,13 @@ func (s *settings) listen(setting, addr string) (net.Listener, error) {
 	return l, nil
 }
 
+// names are the names beside those of loopback by which a listener may be
+// addressed over loopback.
+func (s *settings) names(listen string) []string {
+	host, _, _ := net.SplitHostPort(listen) // "" where it is all addresses
+	return append([]string{host}, s.LocalHosts...)
+}
+
 // limiter returns a limit of n bytes per second, or none for 0.
 func limiter(n int64) *rate.Limiter {
 	if n == 0 {
@@ -209,8 +217,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	front := d.server(handler)
-	back := d.server(connlimit.Progress(d.adminHandler(), writeStall))
+	front := d.server(hostcheck.Handler(handler, d.cfg.names(d.cfg.Listen)...))
+	back := d.server(connlimit.Progress(hostcheck.Handler(d.adminHandler(), d.cfg.names(d.cfg.AdminListen)...), writeStall))
 	d.warn()
 	d.log.Info("serving", "mirror", d.mirror.Addr(), "admin", d.admin.Addr(), "data_dir", d.cfg.DataDir,
 		"auth", d.cfg.Auth, "registries", d.cfg.upstreams.Hosts(), "version", d.cfg.Version)

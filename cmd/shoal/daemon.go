@@ -65,6 +65,7 @@ config.json, which it also finds by itself; other settings need a restart.`,
 	f.StringVar(&cfg.PeerListen, "peer-listen", cfg.PeerListen, "`HOST:PORT` where other nodes fetch from this one; only with --scheduler")
 	f.StringVar(&cfg.PeerAdvertise, "peer-advertise", cfg.PeerAdvertise, "`HOST:PORT` by which they reach it (default the address by which the scheduler sees it)")
 	f.StringVar(&cfg.AdminListen, "admin-listen", cfg.AdminListen, "`HOST:PORT` of /healthz, /readyz, /metrics and /debug/pprof/")
+	f.StringArrayVar(&cfg.LocalHosts, "local-host", nil, "`NAME` in the Host header that --listen and --admin-listen take over loopback, beside localhost and 127.0.0.1; for clients that know this node by a name of its own; repeatable")
 	f.StringArrayVar(&cfg.Schedulers, "scheduler", cfg.Schedulers, "`SCHEDULER` of the swarm: HOST:PORT, or dns:///NAME:PORT for all addresses of a name; repeatable; every node must name them alike (default none: the node is alone, and listens for no peer)")
 	f.StringVar(&cfg.NodeName, "node-name", cfg.NodeName, "`NAME` of this node to the others, no two alike; with TLS, one that its certificate proves (default the first of those, else the host's name)")
 	f.StringVar(&cfg.Zone, "zone", cfg.Zone, "`NAME` of this node's failure and cost domain; few bytes cross from one to another")

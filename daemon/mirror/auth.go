@@ -85,6 +85,9 @@ func (c *call) prove(ctx context.Context, d digest.Digest, manifest bool) (int64
 		}
 	default:
 		c.refused(c.caller, d, err)
+		if manifest {
+			err = c.reason(ctx, d.String(), AcceptAll, err)
+		}
 	}
 	return -1, fmt.Errorf("asking the origin for permission: %w", err)
 }

@@ -158,7 +158,8 @@ func (c *call) headBlob(ctx context.Context) {
 }
 
 // blobSize returns the size of a blob without getting it: from what is here,
-// from a manifest that named it, or from the origin.
+// from the origin, or from a manifest that named it if the origin cannot be
+// asked.
 func (c *call) blobSize(ctx context.Context) (int64, error) {
 	d := c.path.Digest
 	if !c.may(d) {
@@ -169,10 +170,14 @@ func (c *call) blobSize(ctx context.Context) (int64, error) {
 	if size, ok := c.cfg.Blobs.Stat(d); ok {
 		return size, nil
 	}
-	if size, ok := c.sizes.Get(sizeKey{c.repo, d}); ok {
-		return size, nil
+	// What a manifest names need not be there: a GET would find out.
+	size, err := c.cfg.Origin.HeadBlob(ctx, c.caller, c.repo, d)
+	if err != nil && c.cfg.Origin.Unavailable(err) {
+		if size, ok := c.sizes.Get(sizeKey{c.repo, d}); ok {
+			return size, nil
+		}
 	}
-	return c.cfg.Origin.HeadBlob(ctx, c.caller, c.repo, d)
+	return size, err
 }
 
 // ifNoneMatch reports whether the client has the content under that entity

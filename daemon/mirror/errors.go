@@ -15,6 +15,7 @@ import (
 func (c *call) fail(err error) {
 	c.access.Err = err
 	c.noteChallenge(err)
+	c.noteAbsent(err)
 	e := c.answerFor(err)
 	if c.r.Context().Err() != nil {
 		// Nobody is there to read it. 499 is nginx's word for that.
@@ -43,7 +44,7 @@ func (c *call) fail(err error) {
 func (c *call) answerFor(err error) *registry.Error {
 	var origin *registry.Error
 	if !errors.As(err, &origin) {
-		return &registry.Error{Status: http.StatusServiceUnavailable, Code: registry.CodeUnavailable, Message: err.Error()}
+		return &registry.Error{Status: http.StatusServiceUnavailable, Code: registry.CodeUnavailable, Message: c.named(err)}
 	}
 	e := *origin
 	switch {
@@ -56,6 +57,15 @@ func (c *call) answerFor(err error) *registry.Error {
 		e.Challenges = withoutBasic(e.Challenges)
 	}
 	return &e
+}
+
+// named says which repository an error is about. Runtimes show the address of
+// the mirror alone.
+func (c *call) named(err error) string {
+	if c.repo.Host == "" {
+		return err.Error()
+	}
+	return c.repo.String() + ": " + err.Error()
 }
 
 // withoutBasic keeps the challenges that make a runtime send a token. To a

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"time"
 
@@ -87,7 +88,28 @@ func (c *call) resolve(ctx context.Context) (Manifest, error) {
 		return c.resolveOffline(req, err)
 	}
 	c.refused(c.caller, old.Digest, err)
+	if !req.body {
+		err = c.reason(ctx, c.path.Tag, req.accept, err)
+	}
 	return Manifest{}, err
+}
+
+// reason returns why the origin refuses a manifest to a GET, where it was asked
+// by a HEAD, whose answer has no body: Harbor says there that an image has not
+// been scanned, or who signs.
+func (c *call) reason(ctx context.Context, ref string, accept []string, err error) error {
+	var e *registry.Error
+	if c.r.Method != http.MethodGet || !errors.As(err, &e) {
+		return err
+	}
+	switch {
+	case e.Status < 400 || e.Status > 499, e.Status == http.StatusUnauthorized, e.Status == http.StatusNotFound, e.Status == http.StatusTooManyRequests:
+		return err
+	}
+	if _, full := c.cfg.Origin.Manifest(ctx, c.caller, c.repo, ref, accept); full != nil && !c.cfg.Origin.Unavailable(full) {
+		return full
+	}
+	return err
 }
 
 // resolveOffline returns what the tag stood for last, if that may be told to
@@ -95,14 +117,14 @@ func (c *call) resolve(ctx context.Context) (Manifest, error) {
 func (c *call) resolveOffline(req tagRequest, err error) (Manifest, error) {
 	for _, who := range c.likes() {
 		req.caller = who
-		old, known := c.tags.last(req)
+		old, known := c.tags.lastFitting(req)
 		if !known || c.offline(old.Digest, err) != nil {
 			continue
 		}
 		c.cfg.Logger.Warn("origin cannot be asked, tag is served as it was", "repository", req.repo, "tag", req.tag, "digest", old.Digest, "age", time.Since(old.at), "err", err)
 		return Manifest{Descriptor: old.Descriptor}, nil
 	}
-	if old, known := c.tags.learned(req); known && c.offline(old.Digest, err) == nil {
+	if old, known := c.tags.learned(req); known && takes(req.accept, old.MediaType) && c.offline(old.Digest, err) == nil {
 		return Manifest{Descriptor: old.Descriptor}, nil
 	}
 	return Manifest{}, c.offline("", err)
@@ -143,7 +165,9 @@ func (c *call) manifestByDigest(ctx context.Context, d digest.Digest, body []byt
 // may have the manifest may have those.
 func (c *call) learn(d digest.Digest, f *facts) {
 	for _, n := range f.named {
-		c.sizes.Add(sizeKey{c.repo, n.digest}, n.size)
+		if !n.elsewhere {
+			c.sizes.Add(sizeKey{c.repo, n.digest}, n.size)
+		}
 	}
 	for _, who := range c.likes() {
 		c.permits.extend(who, c.repo, d, f.inside)

@@ -127,6 +127,7 @@ type Mirror struct {
 	bodies     *semaphore.Weighted // manifests that come along with tags
 	listings   *semaphore.Weighted // bytes of large ones that are being sent
 	challenges *challenges
+	absent     *absent
 	publicity  *publicity
 	salt       string // of callers' IDs
 	allOpen    bool   // no upstream has anything to hide
@@ -185,13 +186,17 @@ func New(cfg Config) (*Mirror, error) {
 	if err != nil {
 		return nil, err
 	}
+	absent, err := newAbsent()
+	if err != nil {
+		return nil, err
+	}
 	publicity, err := newPublicity()
 	if err != nil {
 		return nil, err
 	}
 	m := &Mirror{
 		cfg: cfg, tags: tags, sizes: sizes, permits: permits, manifests: newManifests(),
-		bodies: semaphore.NewWeighted(maxBodies), listings: semaphore.NewWeighted(maxListings), challenges: challenges, publicity: publicity, salt: rand.Text(),
+		bodies: semaphore.NewWeighted(maxBodies), listings: semaphore.NewWeighted(maxListings), challenges: challenges, absent: absent, publicity: publicity, salt: rand.Text(),
 		allOpen: true,
 	}
 	for _, host := range cfg.Upstreams.Hosts() {
@@ -244,6 +249,10 @@ func (c *call) serve(ctx context.Context) (cut bool) {
 		return false
 	}
 	if err := c.challenged(c.cfg.TagTTL); err != nil {
+		c.fail(err)
+		return false
+	}
+	if err := c.knownAbsent(); err != nil {
 		c.fail(err)
 		return false
 	}

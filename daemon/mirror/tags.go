@@ -85,6 +85,40 @@ var anyone = Caller{ID: "anyone"}
 // last returns what the origin told the caller last.
 func (t *tags) last(req tagRequest) (resolved, bool) { return t.cache.Get(req.key()) }
 
+// typeKey is the key of what the caller was told with whatever Accept, if it
+// was of that type.
+func (r tagRequest) typeKey(mediaType string) tagKey {
+	return tagKey{r.repo, r.tag, r.caller.ID, "of type " + mediaType}
+}
+
+// lastFitting returns what the origin told the caller last: for the same Accept,
+// or else for another one, of a type that this one takes as well.
+func (t *tags) lastFitting(req tagRequest) (resolved, bool) {
+	if old, ok := t.last(req); ok {
+		return old, true
+	}
+	for _, mediaType := range registry.AcceptAll {
+		if takes(req.accept, mediaType) {
+			if old, ok := t.cache.Get(req.typeKey(mediaType)); ok {
+				return old, true
+			}
+		}
+	}
+	return resolved{}, false
+}
+
+// takes reports whether Accept headers take a type. Without any, all is taken.
+func takes(accept []string, mediaType string) bool {
+	types := acceptList(accept)
+	for _, t := range types {
+		t, _, _ = strings.Cut(t, ";")
+		if t = strings.TrimSpace(t); t == "*/*" || t == "application/*" || strings.EqualFold(t, mediaType) {
+			return true
+		}
+	}
+	return len(types) == 0
+}
+
 // learned returns what a preheat was told, whoever it asked for.
 func (t *tags) learned(req tagRequest) (resolved, bool) {
 	return t.cache.Get(learnedKey(req.repo, req.tag))
@@ -114,8 +148,10 @@ func (t *tags) ask(ctx context.Context, req tagRequest) (Manifest, error) {
 	if err == nil {
 		now := resolved{m.Descriptor, time.Now()}
 		t.cache.Add(req.key(), now)
+		t.cache.Add(req.typeKey(m.MediaType), now)
 		req.caller = anyone
 		t.cache.Add(req.key(), now)
+		t.cache.Add(req.typeKey(m.MediaType), now)
 	}
 	return m, err
 }
