@@ -17,7 +17,10 @@ func (d *Daemon) serveNode(w http.ResponseWriter, _ *http.Request) {
 		Mirror: d.MirrorAddr().String(), Auth: d.cfg.Auth, Schedulers: d.cfg.Schedulers,
 	}
 	for _, e := range d.cfg.endpoints {
-		n.Registries = append(n.Registries, nodeinfo.Registry{Host: e.Upstream.Host, Endpoint: e.Upstream.Endpoint.String()})
+		n.Registries = append(n.Registries, nodeinfo.Registry{Host: e.Upstream.Host, Endpoint: e.Upstream.Endpoint.String(), Auth: authNames[d.cfg.authFor(e.Upstream.Host)]})
+	}
+	if limit, err := d.store.Limit(); err == nil {
+		n.Cache = &nodeinfo.Cache{Size: d.cfg.CacheSize, Limit: limit, Used: d.store.Stats().UsedBytes}
 	}
 	if d.cfg.identity != nil {
 		n.TLS = &nodeinfo.TLS{Cert: d.cfg.TLSCert, Key: d.cfg.TLSKey, CA: d.cfg.TLSCA, Issuer: d.cfg.TLSIssuer}

@@ -95,6 +95,7 @@ func Run(ctx context.Context, cfg Config) (checks []Check, good bool) {
 	e.askDaemon(ctx)
 	asked := e.configuration()
 	listening := e.mirror(ctx)
+	e.cache()
 	e.certificate()
 	e.schedulers(ctx)
 	e.peers(ctx)

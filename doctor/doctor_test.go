@@ -33,7 +33,7 @@ const host = "r.example.com"
 
 // newNode returns what to look at on a node that is well: a daemon before a
 // mirror whose manifests are those of the handler.
-func newNode(t *testing.T, ready string, manifests http.HandlerFunc) Config {
+func newNode(t *testing.T, ready string, manifests http.HandlerFunc, change ...func(*nodeinfo.Node)) Config {
 	t.Helper()
 	mux := http.NewServeMux()
 	mux.HandleFunc("/v2/{$}", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") })
@@ -41,22 +41,30 @@ func newNode(t *testing.T, ready string, manifests http.HandlerFunc) Config {
 	mirror := httptest.NewServer(mux)
 	t.Cleanup(mirror.Close)
 	addr := strings.TrimPrefix(mirror.URL, "http://")
-	admin := http.NewServeMux()
-	admin.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, ready) })
-	admin.HandleFunc(nodeinfo.Path, func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(nodeinfo.Node{Mirror: addr, Registries: []nodeinfo.Registry{{Host: host, Endpoint: mirror.URL}}})
-	})
-	daemon := httptest.NewServer(admin)
-	t.Cleanup(daemon.Close)
+	n := nodeinfo.Node{Mirror: addr, Registries: []nodeinfo.Registry{{Host: host, Endpoint: mirror.URL}}}
+	for _, f := range change {
+		f(&n)
+	}
 	return Config{
 		Tree: tree{fstest.MapFS{
 			"etc/containerd/config.toml":    {Data: []byte("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/hosts\"\n")},
 			"hosts/" + host + "/hosts.toml": {Data: fmt.Appendf(nil, "[host.%q]\n", mirror.URL)},
 		}},
 		Runtime: runtimes.Containerd,
-		Admin:   strings.TrimPrefix(daemon.URL, "http://"),
+		Admin:   admin(t, ready, n),
 		Image:   host + "/team/app:v1",
 	}
+}
+
+// admin returns the admin address of a daemon that says so of itself.
+func admin(t *testing.T, ready string, n nodeinfo.Node) string {
+	t.Helper()
+	mux := http.NewServeMux()
+	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, ready) })
+	mux.HandleFunc(nodeinfo.Path, func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(n) })
+	daemon := httptest.NewServer(mux)
+	t.Cleanup(daemon.Close)
+	return strings.TrimPrefix(daemon.URL, "http://")
 }
 
 func answer(status int, body string) http.HandlerFunc {
@@ -107,7 +115,8 @@ func TestPull(t *testing.T) {
 		{"basic", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Www-Authenticate", `Basic realm="r"`)
 			w.WriteHeader(401)
-		}, false, "asks for credentials"},
+		}, false, "pulls of pods bring theirs"},
+		{"basic that is not handed on", answer(401, ""), true, "wants a password (Basic)"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			named, pull := traps(t, newNode(t, ok, c.manifests))
@@ -115,6 +124,52 @@ func TestPull(t *testing.T) {
 				t.Errorf("traps %q, and of the pull: %s; want %q", named, pull.Text, c.text)
 			}
 		})
+	}
+}
+
+// Of credentials the doctor says who would bring them.
+func TestPullOfPrivateImage(t *testing.T) {
+	challenge := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Www-Authenticate", `Bearer realm="http://127.0.0.1:1/token"`)
+		w.WriteHeader(401)
+	}
+	cfg := newNode(t, ok, challenge)
+	cfg.Tree.(tree).MapFS["etc/containers/registries.conf"] = &fstest.MapFile{}
+	cfg.Runtime = runtimes.CRIO
+	if _, pull := traps(t, cfg); pull.Status != OK || !strings.Contains(pull.Text, "sends to no mirror") {
+		t.Errorf("podman: %+v", pull)
+	}
+	cfg = newNode(t, ok, challenge, func(n *nodeinfo.Node) { n.Registries[0].Auth = "node" })
+	if _, pull := traps(t, cfg); pull.Status != Trap || !strings.Contains(pull.Remedy, "--docker-config") {
+		t.Errorf("auth node: %+v", pull)
+	}
+}
+
+// A cache that a full disk leaves next to nothing is a trap: nobody sees it
+// otherwise.
+func TestCache(t *testing.T) {
+	for _, c := range []struct {
+		cache  *nodeinfo.Cache
+		status Status
+		text   string
+	}{
+		{nil, "", ""},
+		{&nodeinfo.Cache{Size: 20 << 30, Limit: 20 << 30, Used: 1 << 30}, OK, "1.0 GiB of 20 GiB used"},
+		{&nodeinfo.Cache{Size: 20 << 30, Limit: 5 << 30}, OK, "does not leave the whole --cache-size, 20 GiB"},
+		{&nodeinfo.Cache{Size: 20 << 30, Limit: 35 << 20}, Trap, "leaves 35 MiB of --cache-size 20 GiB"},
+		{&nodeinfo.Cache{Size: 64 << 20, Limit: 64 << 20}, OK, "0 B of 64 MiB used"},
+	} {
+		cfg := newNode(t, ok, answer(200, "{}"), func(n *nodeinfo.Node) { n.Cache = c.cache })
+		checks, _ := Run(t.Context(), cfg)
+		var got Check
+		for _, check := range checks {
+			if check.Name == "cache" {
+				got = check
+			}
+		}
+		if got.Status != c.status || !strings.Contains(got.Text, c.text) || got.Status == Trap && got.Remedy == "" {
+			t.Errorf("with %+v: %+v, want %q", c.cache, got, c.text)
+		}
 	}
 }
 

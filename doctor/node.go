@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/dustin/go-humanize"
+
 	"github.com/shoalproject/shoal/nodeinfo"
 	"github.com/shoalproject/shoal/runtimes"
 )
@@ -142,6 +144,29 @@ func (e *examination) mirror(ctx context.Context) bool {
 		return true
 	}
 	return false
+}
+
+// smallCache is the least size of a cache that holds the layers of most images.
+const smallCache = 1 << 30
+
+// cache looks how much of the cache the disk leaves: a layer that is larger is
+// stored on no node, and every pull of it goes to the registry.
+func (e *examination) cache() {
+	const name = "cache"
+	if e.node == nil || e.node.Cache == nil {
+		return // an earlier daemon, or a disk of which the daemon says what is wrong
+	}
+	c := e.node.Cache
+	size := func(n int64) string { return humanize.IBytes(uint64(max(0, n))) }
+	switch {
+	case c.Limit < c.Size && c.Limit < smallCache:
+		e.add(Trap, name, "free space on the disk of --data-dir, or give the daemon another one",
+			fmt.Sprintf("the disk leaves %s of --cache-size %s, since a tenth of it stays free: larger layers pass by, and every pull of them goes to the registry", size(c.Limit), size(c.Size)))
+	case c.Limit < c.Size:
+		e.add(OK, name, "", fmt.Sprintf("%s of %s used; the disk does not leave the whole --cache-size, %s", size(c.Used), size(c.Limit), size(c.Size)))
+	default:
+		e.add(OK, name, "", fmt.Sprintf("%s of %s used", size(c.Used), size(c.Limit)))
+	}
 }
 
 // sameListener reports whether a dialed address can be that of a listener.

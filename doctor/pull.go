@@ -84,7 +84,7 @@ func (e *examination) pull(ctx context.Context, asked []string, listening bool) 
 	if err == nil && resp.StatusCode == http.StatusUnauthorized {
 		token := e.token(ctx, resp.Header.Values("Www-Authenticate"))
 		if token == "" {
-			e.add(OK, name, "", fmt.Sprintf("the registry asks for credentials for %s, and the mirror says so: pulls bring theirs", image))
+			e.private(host, image, resp.Header.Values("Www-Authenticate"))
 			return
 		}
 		resp, body, err = e.manifest(ctx, host, repo, reference, token)
@@ -95,7 +95,7 @@ func (e *examination) pull(ctx context.Context, asked []string, listening bool) 
 	case resp.StatusCode == http.StatusOK:
 		e.add(OK, name, "", fmt.Sprintf("the manifest of %s, %d bytes in %s", image, len(body), time.Since(start).Round(time.Millisecond)))
 	case resp.StatusCode == http.StatusUnauthorized:
-		e.add(OK, name, "", fmt.Sprintf("the registry asks for credentials for %s, and the mirror says so: pulls bring theirs", image))
+		e.private(host, image, resp.Header.Values("Www-Authenticate"))
 	default:
 		allowed := false
 		if e.node != nil {
@@ -103,6 +103,33 @@ func (e *examination) pull(ctx context.Context, asked []string, listening bool) 
 		}
 		remedy, text := explain(resp.StatusCode, body, host, allowed)
 		e.add(Trap, name, remedy, fmt.Sprintf("%s: %s", image, text))
+	}
+}
+
+// private says what becomes of pulls of an image for which the registry wants
+// credentials.
+func (e *examination) private(host, image string, challenges []string) {
+	const name = "pull"
+	auth := ""
+	if e.node != nil {
+		for _, r := range e.node.Registries {
+			if r.Host == host {
+				auth = r.Auth
+			}
+		}
+	}
+	switch {
+	case auth == "node":
+		e.add(Trap, name, "correct the credentials for "+host+" in the docker config.json of the daemon (--docker-config)",
+			fmt.Sprintf("%s takes no credentials of this node for %s: pulls go past the mirror", host, image))
+	case len(challenges) == 0:
+		// A challenge for a token would have been handed on.
+		e.add(Trap, name, fmt.Sprintf("let the node's docker config.json speak for its callers, --registry %s,auth=node, or hand passwords on, --allow-basic-relay", host),
+			fmt.Sprintf("%s wants a password (Basic) for %s, which --auth relay asks of nobody: pulls go past the mirror, and nothing is shared", host, image))
+	case e.Runtime == runtimes.Containerd || e.Runtime == runtimes.K3s || e.Runtime == runtimes.RKE2:
+		e.add(OK, name, "", fmt.Sprintf("the registry asks for credentials for %s, and the mirror says so: pulls of pods bring theirs", image))
+	default:
+		e.add(OK, name, "", fmt.Sprintf("the registry asks for credentials for %s, which this runtime sends to no mirror: its pulls of private images go to the registry itself", image))
 	}
 }
 

@@ -16,6 +16,8 @@ type Node struct {
 	Mirror string `json:"mirror"`
 	Peer   string `json:"peer"`
 	Auth   string `json:"auth"`
+	// Cache is nil if the disk does not say how much is free.
+	Cache *Cache `json:"cache,omitempty"`
 	// Registries are the upstreams that are allowed.
 	Registries []Registry `json:"registries"`
 	// Schedulers are as they were given, none for a node that is alone.
@@ -33,6 +35,16 @@ type Node struct {
 type Registry struct {
 	Host     string `json:"host"`
 	Endpoint string `json:"endpoint"`
+	// Auth is who decides over it: relay, node or open.
+	Auth string `json:"auth"`
+}
+
+// Cache is how many bytes the store may hold.
+type Cache struct {
+	// Size is as configured, Limit what the disk allows of it now.
+	Size  int64 `json:"size"`
+	Limit int64 `json:"limit"`
+	Used  int64 `json:"used"`
 }
 
 // TLS is what the node proves itself with.

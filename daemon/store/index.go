@@ -121,6 +121,13 @@ func (x *index) victims(need int64) (v []*entry, sum int64) {
 	return v, sum
 }
 
+// Limit returns the quota in bytes as the disk allows it now.
+func (s *Store) Limit() (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.limitLocked()
+}
+
 // limitLocked returns the quota in bytes as the disk allows it now: what the
 // store has allocated, and what is free beyond the tenth that stays free.
 func (s *Store) limitLocked() (int64, error) {
