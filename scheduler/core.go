@@ -231,6 +231,7 @@ func (c *Core) complete(p *peer, blob Digest, size int64) {
 	m := p.blobs[blob]
 	if m != nil && m.swarm.size == 0 && size > 0 {
 		c.sized(m, size)
+		m = p.blobs[blob] // gone if its identity has no room for so many pieces
 	}
 	if m == nil || m.swarm.size != size {
 		if m != nil {

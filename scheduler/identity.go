@@ -10,17 +10,19 @@ import (
 // as it likes; an identity costs something. So tables are shared out among
 // identities, and votes count by identity.
 type identity struct {
-	name   string
-	proven bool
-	peers  int
+	name  string
+	peers int
 	// wants and seeds count the members of its peers: those that want a blob
 	// and those that hold one.
 	wants, seeds int
 	// pieces sums the pieces of the blobs that its members want.
 	pieces int
+	// dull is until when it gets no run that another identity could have: it
+	// let one pass without bringing anything.
+	dull time.Duration
 	// met are the identities that were neighbours of its peers, the latest
-	// last. They are kept for proven identities only.
-	met []string
+	// last. They are kept for proven identities only; nil for others.
+	met *[]string
 }
 
 // maxMet bounds identity.met. A peer has about ten neighbours per blob, and
@@ -33,17 +35,21 @@ func (c *Core) identify(id PeerID, h Hello) *identity {
 	name := identityName(id, h.Identity)
 	who := c.identities[name]
 	if who == nil {
-		who = &identity{name: name, proven: h.Proven && h.Identity != ""}
+		who = &identity{name: name}
+		if h.Proven && h.Identity != "" {
+			who.met = new([]string)
+		}
 		c.identities[name] = who
 	}
 	return who
 }
 
 // identityName returns the name under which an identity is known. A peer whose
-// edge names none answers for itself.
+// edge names none answers for itself. (The names that package wire gives have a
+// blank in them, and those of peers have none.)
 func identityName(id PeerID, identity string) string {
 	if identity == "" {
-		return "peer " + string(id)
+		return string(id)
 	}
 	return identity
 }
@@ -100,9 +106,49 @@ func (c *Core) discharge(m *member) {
 	}
 }
 
+// dulled notes that a member had a run and brought nothing of it.
+func (c *Core) dulled(m *member) { m.peer.who.dull = c.now + 4*c.cfg.Cool }
+
+// crowded reports whether a member has as many neighbours of another one's
+// identity as it should have in all. What it may have beyond that is for
+// others, so that no identity can surround it.
+func (c *Core) crowded(m, other *member) bool {
+	if !m.swarm.mixed {
+		return false
+	}
+	should, _ := c.degree(m.swarm)
+	return kin(m, other.peer.who) >= should
+}
+
+// kin counts the neighbours of a member that an identity answers for.
+func kin(m *member, who *identity) int {
+	n := 0
+	for _, other := range m.links {
+		if other.peer.who == who {
+			n++
+		}
+	}
+	return n
+}
+
+// reclaim takes back from other identities than a newcomer's, if they have
+// several names, what they have beyond one stream each and have not begun: they
+// were first to come, and may never bring anything.
+func (c *Core) reclaim(sw *swarm, newcomer *identity) {
+	for i := len(sw.streams) - 1; i >= 0; i-- {
+		s := sw.streams[i]
+		who := s.m.peer.who
+		if s.got > 0 || who == newcomer || who.peers < 2 || !slices.ContainsFunc(sw.streams[:i], func(o *stream) bool { return o.m.peer.who == who }) {
+			continue
+		}
+		c.take(s, Run{s.next, s.left()})
+		c.dropStream(sw, i)
+	}
+}
+
 // acquaint notes that the peers of two identities are neighbours.
 func acquaint(a, b *identity) {
-	if a == b || !a.proven || !b.proven {
+	if a == b || !a.proven() || !b.proven() {
 		return
 	}
 	a.meets(b.name)
@@ -110,13 +156,17 @@ func acquaint(a, b *identity) {
 }
 
 func (who *identity) meets(name string) {
-	if i := slices.Index(who.met, name); i >= 0 {
-		who.met = slices.Delete(who.met, i, i+1)
-	} else if len(who.met) == maxMet {
-		who.met = slices.Delete(who.met, 0, 1)
+	met := *who.met
+	if i := slices.Index(met, name); i >= 0 {
+		met = slices.Delete(met, i, i+1)
+	} else if len(met) == maxMet {
+		met = slices.Delete(met, 0, 1)
 	}
-	who.met = append(who.met, name)
+	*who.met = append(met, name)
 }
+
+// proven reports whether a certificate says who it is.
+func (who *identity) proven() bool { return who.met != nil }
 
 // retire forgets an identity that has no peer left.
 func (c *Core) retire(who *identity) {

@@ -42,7 +42,7 @@ func (c *Core) meet(m *member) {
 	}
 	if len(from) <= should+1 {
 		for _, other := range from {
-			if other.degree() < may {
+			if other.degree() < may && !c.crowded(other, m) {
 				c.link(m, other)
 			}
 		}
@@ -70,14 +70,30 @@ func (c *Core) meet(m *member) {
 // neither can be a neighbour.
 func (c *Core) draw(m *member, from []*member, limit int) *member {
 	var best *member
+	crowd := false
 	for range 2 {
 		other := from[c.rng.IntN(len(from))]
 		if other.degree() >= limit || !linkable(m, other) {
 			continue
 		}
+		if c.crowded(m, other) || c.crowded(other, m) {
+			crowd = true
+			continue
+		}
 		if best == nil || other.degree() < best.degree() || other.degree() == best.degree() && other.peer.load < best.peer.load {
 			best = other
 		}
+	}
+	if crowd = crowd || m.swarm.mixed && best != nil && kin(m, best.peer.who) >= 2; !crowd {
+		return best
+	}
+	// One identity has most peers here: look for another's.
+	for range 16 {
+		other := from[c.rng.IntN(len(from))]
+		if other.degree() >= limit || best != nil && kin(m, other.peer.who) >= kin(m, best.peer.who) || !linkable(m, other) || c.crowded(m, other) || c.crowded(other, m) {
+			continue
+		}
+		best = other
 	}
 	return best
 }
@@ -91,13 +107,13 @@ func (c *Core) stepBetween(m *member, from []*member) {
 	at := c.rng.IntN(len(from))
 	for i := range min(len(from), 16) {
 		a := from[(at+i)%len(from)]
-		if !linkable(m, a) || len(a.links) == 0 {
+		if !linkable(m, a) || len(a.links) == 0 || c.crowded(a, m) || c.crowded(m, a) {
 			continue
 		}
 		first := c.rng.IntN(len(a.links))
 		for j := range a.links {
 			b := a.links[(first+j)%len(a.links)]
-			if b.ring == a.ring && linkable(m, b) {
+			if b.ring == a.ring && linkable(m, b) && !c.crowded(b, m) {
 				c.unlink(a, b)
 				c.link(m, a)
 				c.link(m, b)

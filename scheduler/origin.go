@@ -215,11 +215,40 @@ func (c *Core) pickFetcher(sw *swarm) *member {
 				best = m
 			}
 		}
+		if best != nil && sw.mixed && best.peer.who.peers > 1 && (best.peer.who.dull > c.now || sw.fetches(best.peer.who) > 0) {
+			best = c.fairFetcher(sw, able, best)
+		}
 		if best != nil {
 			return best
 		}
 	}
 	return nil
+}
+
+// fairFetcher looks for a better one than best: of an identity that has not
+// let a run pass lately, and that has fewer streams of the blob.
+func (c *Core) fairFetcher(sw *swarm, able []*member, best *member) *member {
+	const look = 256
+	dull, streams := best.peer.who.dull > c.now, sw.fetches(best.peer.who)
+	for i, from := 0, c.rng.IntN(len(able)); i < min(len(able), look); i++ {
+		m := able[(from+i)%len(able)]
+		d, n := m.peer.who.dull > c.now, sw.fetches(m.peer.who)
+		if (dull && !d || d == dull && n < streams) && c.mayFetch(m) {
+			best, dull, streams = m, d, n
+		}
+	}
+	return best
+}
+
+// fetches counts the streams of a blob that an identity has.
+func (sw *swarm) fetches(who *identity) int {
+	n := 0
+	for _, s := range sw.streams {
+		if s.m.peer.who == who {
+			n++
+		}
+	}
+	return n
 }
 
 func (c *Core) mayFetch(m *member) bool {
@@ -329,6 +358,7 @@ func (c *Core) brought(m *member, p int) {
 		}
 		s.got++
 		sw.pace.got++
+		sw.brought, sw.broughtAt = m.peer.who, c.now
 		if s.appeal {
 			s.appeal = false
 			c.lift(m.src)
@@ -396,6 +426,14 @@ func (c *Core) tickStreams(sw *swarm) {
 				continue
 			}
 			s.m.cool = c.now + c.cfg.Cool
+			if s.got == 0 {
+				c.dulled(s.m)
+			}
+			c.take(s, Run{s.next, s.left()})
+			c.dropStream(sw, i)
+		case c.idle(sw, s):
+			c.dulled(s.m)
+			s.m.cool = c.now + 4*c.cfg.Cool
 			c.take(s, Run{s.next, s.left()})
 			c.dropStream(sw, i)
 		case s.left() > c.cfg.SmallPieces/2 && c.laggard(sw, s):
@@ -427,6 +465,22 @@ func (c *Core) laggard(sw *swarm, s *stream) bool {
 		}
 	}
 	return n > 0 && others > 0 && s.rate(c.now) < others/float64(n)/2
+}
+
+// idle reports whether a stream has brought nothing for so long that those of
+// another identity have brought some, whatever its owner says of progress. It
+// is for identities with several names: each could have a run pass in turn. A
+// peer that is alone with its identity may just be slow (see laggard).
+func (c *Core) idle(sw *swarm, s *stream) bool {
+	if s.got > 0 || c.now < s.opened+laggardAfter || !sw.mixed || s.m.peer.who.peers < 2 {
+		return false
+	}
+	for _, o := range sw.streams {
+		if o.m.peer.who != s.m.peer.who && o.got > 0 && o.opened >= s.opened {
+			return true
+		}
+	}
+	return sw.brought != nil && sw.brought != s.m.peer.who && sw.broughtAt > s.opened+laggardAfter/2
 }
 
 func (c *Core) expired(s *stream) bool { return c.overdue(s.opened, s.renewed) }

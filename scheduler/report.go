@@ -69,7 +69,7 @@ func (c *Core) estrange(m, a *member) {
 // identities are banned: when most are accused, it is the accusers who lie, or
 // something else is wrong.
 func (c *Core) accuse(by, who *identity) {
-	if by == who || !by.proven || !who.proven || !slices.Contains(by.met, who.name) {
+	if by == who || !by.proven() || !who.proven() || !slices.Contains(*by.met, who.name) {
 		return
 	}
 	a := c.accused[who.name]

@@ -36,11 +36,14 @@ type swarm struct {
 	from int        // no piece before this one is open
 
 	streams []*stream
-	usual   float64       // pieces per second of the stream that was done last
-	turn    int           // of the rings that bring pieces from the origin
-	settled time.Duration // no piece leaves the origin before this
-	pace    pace
-	doubts  []doubt
+	// brought is the identity that brought a piece from the origin last.
+	brought   *identity
+	broughtAt time.Duration
+	usual     float64       // pieces per second of the stream that was done last
+	turn      int           // of the rings that bring pieces from the origin
+	settled   time.Duration // no piece leaves the origin before this
+	pace      pace
+	doubts    []doubt
 
 	prober  *member
 	probeBy time.Duration
@@ -199,6 +202,9 @@ func (c *Core) admit(m *member) {
 	}
 	c.charge(m)
 	c.deal(sw, r)
+	if sw.mixed && m.origin && r.ledger != nil {
+		c.reclaim(sw, p.who)
+	}
 }
 
 // trust is how long seeds from which nobody has got a piece are trusted.

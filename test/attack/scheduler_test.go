@@ -427,3 +427,21 @@ func both(t *testing.T, f func(t *testing.T, withTLS bool)) {
 	t.Run("a stranger", func(t *testing.T) { f(t, false) })
 	t.Run("one node", func(t *testing.T) { f(t, true) })
 }
+
+// Members that want a blob and bring nothing of what they are assigned do not
+// hold the others up.
+func TestIdleMembersDoNotStopAPull(t *testing.T) {
+	v := newVictim(t, victimNodes, false)
+	honest, _ := v.pull(t, 1)
+	d := v.origin.AddBlob("app", noise(2, victimSize))
+	nowhere := silent(t)
+	for i := range 64 {
+		s := v.enter(t, fmt.Sprintf("evil-%d", i), nowhere)
+		if err := s.say(scheduler.Join{Blob: scheduler.Digest(d), Size: victimSize, Origin: true, Source: upstream + "/app"}); err != nil {
+			t.Fatal(err)
+		}
+		s.answered(t, scheduler.Digest(d))
+	}
+	took, copies := v.fetch(t, d)
+	unharmed(t, honest, took, copies)
+}
