@@ -81,7 +81,7 @@ const (
 func newVictim(t *testing.T, nodes int, withTLS bool) *victim {
 	t.Helper()
 	v := &victim{origin: registrytest.New(t)}
-	v.origin.Inject(registrytest.Order{Kind: registrytest.Blob}, registrytest.Throttle(16<<20))
+	v.origin.Inject(registrytest.Order{Kind: registrytest.Blob}, registrytest.Throttle(12<<20))
 	issue := func(...string) *rig.Files { return nil }
 	if withTLS {
 		ca := rig.NewCA(t)
