@@ -127,6 +127,8 @@ func (s wireSwarm) Have(h fetch.Have) {
 	_ = s.Swarm.Have(peer.Have(h))
 }
 
+func (s wireSwarm) Publish(name string, tell bool) { s.Swarm.Publish(name, tell) }
+
 // wirePeer is a connection as package fetch wants it.
 type wirePeer struct {
 	*peer.Conn

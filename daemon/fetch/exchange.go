@@ -21,6 +21,8 @@ type exchange struct {
 	// otherwise stands with the link.
 	claims []claim
 	names  map[string]string // publishers, so that each name is kept once
+	// follows: only peers are asked that answer for the whole blob.
+	follows bool
 }
 
 // claim is what somebody said that a piece hashes to.
@@ -36,6 +38,8 @@ type link struct {
 	has *piece.Set
 	// said are the pieces that it said a sum for: only these are asked of it.
 	said *piece.Set
+	// answers are the pieces that it named itself the publisher of.
+	answers *piece.Set
 	// other holds claims of this peer that differ from the first ones.
 	other map[int]claim
 	// named: a scheduler has told of the node. Nothing is asked of others.
@@ -85,7 +89,7 @@ func (x *exchange) add(p Peer, near bool) *link {
 	if len(x.links) >= maxLinks || !near && !x.admits(p) {
 		return nil
 	}
-	l := &link{Peer: p, named: p.Named() && p.ID() != "", near: near, has: piece.NewSet(x.n), said: piece.NewSet(x.n), choked: p.Choked()}
+	l := &link{Peer: p, named: p.Named() && p.ID() != "", near: near, has: piece.NewSet(x.n), said: piece.NewSet(x.n), answers: piece.NewSet(x.n), choked: p.Choked()}
 	x.links = append(x.links, l)
 	return l
 }
@@ -168,6 +172,9 @@ func (x *exchange) claimed(l *link, pieces []Have) {
 			continue
 		}
 		l.said.Add(h.Index)
+		if id := l.ID(); id != "" && h.Publisher == string(id) {
+			l.answers.Add(h.Index)
+		}
 		c := claim{sum: h.Sum, known: true, publisher: x.intern(h.Publisher)}
 		switch first := &x.claims[h.Index]; {
 		case !first.known:
@@ -268,6 +275,10 @@ func (x *exchange) source(now time.Time, i int, only *link, depth int, bound boo
 	return best
 }
 
+// whole reports whether a peer says that it has all of the blob, and answers for
+// each piece, as one does that has verified it.
+func (l *link) whole() bool { return l.named && l.has.Full() && l.answers.Full() }
+
 func (l *link) rank() int {
 	if l.has.Full() {
 		return 2*l.down + 1
@@ -277,5 +288,8 @@ func (l *link) rank() int {
 
 // serves reports whether a peer may be asked for a piece now.
 func (x *exchange) serves(now time.Time, l *link, i, depth int, bound bool) bool {
+	if x.follows && !l.whole() {
+		return false
+	}
 	return l.named && l.has.Has(i) && l.said.Has(i) && !l.choked && !l.leaving && !(l.reserved && bound) && l.down < depth && !now.Before(l.shunned)
 }

@@ -390,20 +390,24 @@ func (f *Fetcher) start(req Request, release func()) (fl *flight, src *boarded, 
 }
 
 // ended takes a flight off the books. One that peers had sent wrong bytes is
-// followed at once by one that takes the blob from the origin alone and finds
-// out which pieces were wrong: that one is returned.
+// followed at once by one that finds out which pieces were wrong: that one is
+// returned. It takes the blob from the origin alone, or from a node that has done
+// so, if another node leads.
 func (f *Fetcher) ended(fl *flight) (again *flight, ctx context.Context) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	defer close(fl.gone)
 	delete(f.flights, fl.digest)
-	if fl.suspects == nil || fl.solo || f.closed {
+	if fl.suspects == nil || fl.solo || fl.verified || fl.follows && fl.left || f.closed {
 		return nil, nil
 	}
-	f.shun(fl.digest)
+	solo := fl.follows || fl.suspects.leads()
+	if solo {
+		f.shun(fl.digest)
+	}
 	ctx, cancel := context.WithCancel(f.ctx)
 	again = newFlight(f, fl.digest, cancel)
-	again.solo, again.suspects, again.hint = true, fl.suspects, fl.hint
+	again.solo, again.follows, again.suspects, again.hint = solo, !solo, fl.suspects, fl.size
 	fl.mu.Lock()
 	again.private = fl.private
 	for _, s := range fl.sources {

@@ -34,6 +34,10 @@ type flight struct {
 	// of it before, which was wrong; it is then compared.
 	solo     bool
 	suspects *suspects
+	// follows: another node fetches the blob afresh from the origin. Pieces of
+	// suspects are kept that a node which has verified the blob answers for.
+	// Readers wait until it is verified, or until the flight after it.
+	follows bool
 	// gone is closed when the flight is over and off the books.
 	gone chan struct{}
 
@@ -337,7 +341,7 @@ func (fl *flight) fill(ctx context.Context, partial Partial, p *plan, want int64
 	fl.mu.Lock()
 	fl.size, fl.plan, fl.partial = p.layout.Size(), p, partial
 	fl.group, fl.groupCtx = group, ctx
-	fl.begin = true
+	fl.begin = !fl.follows // else nobody reads before it is verified
 	fl.member = m
 	if m == nil {
 		fl.start(want, first)
@@ -358,6 +362,7 @@ func (fl *flight) fill(ctx context.Context, partial Partial, p *plan, want int64
 		defer fl.mu.Unlock()
 		fl.group = nil // nobody is hired any more
 		fl.verified = err == nil
+		fl.begin = fl.begin || fl.verified
 		fl.notify()
 		return err
 	})
@@ -390,6 +395,9 @@ func (fl *flight) finish(partial Partial, err error) error {
 	switch {
 	case err == nil:
 		fl.forgive()
+		if fl.follows {
+			fl.compareAll(partial)
+		}
 		// Readers have their last bytes by now; the disk may take its time.
 		if err := partial.Commit(); err != nil {
 			log.Warn("blob is not kept", "digest", fl.digest, "err", err)
@@ -398,9 +406,18 @@ func (fl *flight) finish(partial Partial, err error) error {
 		}
 		fl.kept = true
 		return partial.Close()
+	case errors.Is(err, ErrDigest) && fl.follows:
+		// The one that answered for it lied. Nobody has read of it.
+		fl.gatherSuspects(partial)
+		fl.drop(partial)
+		return errors.Join(errGone, err)
 	case errors.Is(err, ErrDigest) && fl.gatherSuspects(partial):
 		fl.fetcher.cutShort(fl.digest)
-		fl.drop(partial)
+		if fl.suspects.leads() {
+			fl.drop(partial)
+		} else if closeErr := partial.Close(); closeErr != nil {
+			log.Warn("unfinished blob is not kept", "digest", fl.digest, "err", closeErr)
+		}
 		return fmt.Errorf("blob %s: %w: peers sent wrong bytes; it is fetched afresh", fl.digest, err)
 	case errors.Is(err, ErrDigest):
 		fl.fetcher.cutShort(fl.digest)
@@ -419,6 +436,10 @@ func (fl *flight) finish(partial Partial, err error) error {
 		fl.drop(partial)
 		fl.fetcher.shun(fl.digest)
 		return err
+	case fl.follows && !fl.left:
+		// One of the pieces is wrong, and nobody has said which.
+		fl.drop(partial)
+		return errors.Join(errGone, err)
 	default:
 		if closeErr := partial.Close(); closeErr != nil {
 			log.Warn("unfinished blob is not kept", "digest", fl.digest, "err", closeErr)

@@ -46,6 +46,10 @@ type Member struct {
 	imports map[int]scheduler.PeerID
 	mine    *piece.Set
 	from    []provenance
+	// met are the nodes that the scheduler told of since this flight began.
+	met map[scheduler.PeerID]scheduler.Neighbour
+	// vouched is the peer whose word a flight that follows goes by.
+	vouched provenance
 
 	came       int64 // bytes, from peers and from the origin
 	began      time.Time
@@ -119,6 +123,8 @@ const (
 	// is not known, maxNear the neighbours.
 	maxEarly = 64
 	maxNear  = 128
+	// maxMet bounds how many nodes are remembered to have been neighbours.
+	maxMet = 256
 )
 
 var renewEvery = scheduler.DefaultConfig().Renew
@@ -149,6 +155,7 @@ func (fl *flight) viaSwarm(ctx context.Context, want int64) (done bool, err erro
 		stop()
 		<-ended
 		if fl.kept {
+			m.publish()
 			m.swarm.Seed(fl.size)
 		} else {
 			m.swarm.Leave()
@@ -183,6 +190,19 @@ func (fl *flight) viaSwarm(ctx context.Context, want int64) (done bool, err erro
 	m.wire = wire
 	fl.mu.Unlock()
 	return true, fl.finish(partial, fl.fill(ctx, partial, p, want, nil, m))
+}
+
+// publish says of all pieces of the blob, which is verified, that this node answers
+// for them: peers that connect from now on hear it, and those of a flight that
+// followed at once.
+func (m *Member) publish() {
+	m.fl.mu.Lock()
+	wire, n := m.wire, len(m.from)
+	m.fl.mu.Unlock()
+	if wire == nil {
+		return
+	}
+	wire.Publish(m.fl.fetcher.cfg.Name, m.fl.follows && n > 0)
 }
 
 // meet reports whether there is anybody to share with: a scheduler, or nodes
@@ -250,7 +270,8 @@ func (m *Member) begin(n int) {
 	m.fl.mu.Lock()
 	defer m.fl.mu.Unlock()
 	m.x = newExchange(n, h.Sum64())
-	m.coming, m.near = map[int]*download{}, map[scheduler.PeerID]*neighbour{}
+	m.x.follows = m.fl.follows
+	m.coming, m.near, m.met = map[int]*download{}, map[scheduler.PeerID]*neighbour{}, map[scheduler.PeerID]scheduler.Neighbour{}
 	m.duty, m.mine, m.imports = piece.NewSet(n), piece.NewSet(n), map[int]scheduler.PeerID{}
 	m.out.haves = piece.NewSet(n)
 	m.from = make([]provenance, n)
@@ -292,7 +313,7 @@ func (m *Member) join() {
 func (m *Member) joining() scheduler.Join {
 	return scheduler.Join{
 		Blob: scheduler.Digest(m.fl.digest), Size: m.size,
-		Origin: true, Source: m.fl.sources[0].Origin(),
+		Origin: !m.fl.follows, Source: m.fl.sources[0].Origin(),
 	}
 }
 
@@ -601,9 +622,11 @@ func (m *Member) send(ctx context.Context) {
 func (m *Member) accuse(l *link, what error) {
 	f, id := m.fl.fetcher, l.ID()
 	away, _ := f.bans.strike(id, m.fl.digest, true)
-	reason := scheduler.ReasonStalled
+	away, reason := max(away, strikeFor), scheduler.ReasonStalled
 	if f.cfg.Proven {
 		away, reason = banFor, scheduler.ReasonLiar
+	}
+	if id != "" {
 		f.bans.add(id, away)
 	}
 	f.stats.liars.Add(1)

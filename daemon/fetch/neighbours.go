@@ -39,6 +39,9 @@ func (m *Member) approach(n scheduler.Neighbour, grace time.Duration) {
 		l.near = true
 		l.reserved, l.leaving = n.Reserved, false
 	}
+	if len(m.met) < maxMet {
+		m.met[n.Peer] = n
+	}
 	known := m.near[n.Peer]
 	if known == nil {
 		if len(m.near) >= maxNear || m.fl.fetcher.bans.has(n.Peer) {
@@ -146,6 +149,7 @@ func (m *Member) Claimed(p Peer, pieces []Have) {
 	defer m.fl.mu.Unlock()
 	if l := m.x.find(p); l != nil {
 		m.x.claimed(l, pieces)
+		m.vouch(l)
 		m.schedule()
 	}
 }
@@ -194,7 +198,7 @@ func (m *Member) Closed(p Peer, reason error) {
 }
 
 // bound reports whether reserved neighbours are.
-func (m *Member) bound() bool { return m.connected && !m.refused }
+func (m *Member) bound() bool { return m.connected && !m.refused && !m.fl.follows }
 
 // wanted reports whether a piece is to be had from whoever has it. The caller
 // holds the flight's mu.
@@ -213,7 +217,7 @@ func (m *Member) schedule() {
 	}
 	now := time.Now()
 	for i, from := range m.imports {
-		if l := m.x.byID(from); l != nil && m.fl.plan.free(i) && l.has.Has(i) && l.said.Has(i) && !l.choked && !now.Before(l.shunned) {
+		if l := m.x.byID(from); l != nil && (!m.x.follows || l.whole()) && m.fl.plan.free(i) && !m.fl.plan.claimed.Has(i) && l.has.Has(i) && l.said.Has(i) && !l.choked && !now.Before(l.shunned) {
 			m.request(l, i, true)
 		}
 	}
@@ -332,6 +336,9 @@ func (m *Member) ended(d *download, err error) error {
 // would, and those who read wait for them. The caller holds the flight's mu.
 func (m *Member) recheck() {
 	fl := m.fl
+	if fl.follows && m.vouched.sender == "" {
+		return // one of them is wrong
+	}
 	if fl.plan.claimed.Count() == 0 || fl.workers >= fl.fetcher.cfg.Workers {
 		return
 	}

@@ -1,7 +1,9 @@
 package fetch
 
 import (
+	"errors"
 	"fmt"
+	"hash/fnv"
 	"sync"
 	"time"
 
@@ -20,7 +22,91 @@ type suspects struct {
 	from []provenance
 	// blamed are the peers that were, so that each is once for this blob.
 	blamed map[scheduler.PeerID]bool
+	// leader is, of the nodes that this one knows in the swarm, the one that fetches
+	// the blob afresh from the origin, or empty if that is this node itself. The
+	// others follow: they wait until the leader has it verified, and take from that
+	// one the pieces that differ.
+	leader scheduler.Neighbour
+	// patience is how long a follower waits: for half of it the leader has to be the
+	// one, then any node will do.
+	patience time.Duration
 }
+
+// leads reports whether this node fetches the blob afresh itself.
+func (s *suspects) leads() bool { return s.leader.Peer == "" }
+
+// followMost bounds how long a node waits for another to fetch a blob afresh.
+const followMost = time.Minute
+
+// leader returns the node, of those that this one has met in a swarm, that fetches
+// a wrong blob afresh: each hashes all names with the digest, so that all come to
+// the same one as far as they know each other. It is empty for this node itself.
+// The caller holds the flight's mu.
+func (m *Member) leader() (first scheduler.Neighbour) {
+	if !m.bound() {
+		return first
+	}
+	rank := func(name string) uint64 {
+		h := fnv.New64a()
+		h.Write([]byte(m.fl.digest))
+		h.Write([]byte(name))
+		return h.Sum64()
+	}
+	most := rank(m.fl.fetcher.cfg.Name)
+	for id, n := range m.met {
+		if r := rank(string(id)); r > most {
+			first, most = n, r
+		}
+	}
+	return first
+}
+
+// seekLeader sees to it that there is a connection to the leader, which answers
+// once it has the blob. The error says that nobody has it for too long. The caller
+// holds the flight's mu.
+func (m *Member) seekLeader(now time.Time) error {
+	s := m.fl.suspects
+	if !m.fl.follows || m.vouched.sender != "" {
+		return nil
+	}
+	if now.Sub(m.began) > s.patience {
+		return errNobodyVouches
+	}
+	if n := m.near[s.leader.Peer]; n != nil {
+		n.tries = min(n.tries, 2) // it is not dead, it is busy
+	} else {
+		m.approach(s.leader, 0)
+	}
+	for _, l := range m.x.links {
+		m.vouch(l)
+	}
+	return nil
+}
+
+// vouch takes the word of a peer that says to have verified the whole blob, in a
+// flight that follows: the pieces that came before and have the same sums are kept,
+// the others are fetched from it. The digest has the last word. The caller holds
+// the flight's mu.
+func (m *Member) vouch(l *link) {
+	if !m.fl.follows || m.vouched.sender != "" || !l.whole() {
+		return
+	}
+	if s := m.fl.suspects; l.ID() != s.leader.Peer && time.Since(m.began) < s.patience/2 {
+		return // any node may say so
+	}
+	m.vouched = provenance{publisher: string(l.ID()), sender: l.ID(), name: l.String()}
+	differ := 0
+	for i, sum := range m.fl.suspects.sums {
+		if m.x.claimOf(l, i).sum != sum && m.fl.plan.claimed.Remove(i) {
+			differ++
+		}
+	}
+	m.progress = time.Now()
+	m.fl.fetcher.cfg.Logger.Info("peer has verified the blob; taking the pieces that differ", "digest", m.fl.digest, "peer", l.String(), "id", l.ID(), "pieces", differ)
+}
+
+// errNobodyVouches ends a flight that follows when nobody leads.
+var errNobodyVouches = errors.New("no peer has the blob verified")
 
 // gatherSuspects notes who sent what of a blob that is wrong. It reports
 // false if all of it came from the origin.
@@ -32,8 +118,10 @@ func (fl *flight) gatherSuspects(partial Partial) bool {
 		return false
 	}
 	s := &suspects{sums: make([]piece.Sum, n), own: fl.plan.own, from: make([]provenance, n), blamed: map[scheduler.PeerID]bool{}}
-	if fl.member != nil {
-		copy(s.from, fl.member.from)
+	if m := fl.member; m != nil {
+		copy(s.from, m.from)
+		s.leader = m.leader()
+		s.patience = min(5*time.Second+3*time.Since(m.began), followMost)
 	}
 	for i := range n {
 		s.sums[i], _ = partial.Sum(i)
@@ -60,24 +148,34 @@ func (fl *flight) compare(i int, sum piece.Sum) {
 	fl.fetcher.blame(fl.digest, by, fmt.Errorf("piece %d has sum %s by it, and %s from the origin", i, s.sums[i], sum))
 }
 
+// compareAll is compare for a blob that is verified.
+func (fl *flight) compareAll(partial Partial) {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	for i := range fl.suspects.sums {
+		if sum, ok := partial.Sum(i); ok {
+			fl.compare(i, sum)
+		}
+	}
+}
+
 // blame takes note that a peer sent a piece that is not what the origin sends,
 // although its sum was the one that the peer had said.
 //
 // A peer that passes on what another published cannot know better, and an honest
-// node may publish what its own connection to the origin spoiled. So the sender is
-// left alone for a short time, longer each time that it happens. Only a peer that
-// said twice, of two blobs, that it had brought such a piece itself is taken for a
-// liar.
+// node may publish what its own connection to the origin spoiled. So it is only
+// remembered the first time, and the sender left alone after that, longer each
+// time. Only a peer that said of two blobs that it had brought such a piece itself
+// is taken for a liar.
 func (f *Fetcher) blame(d digest.Digest, by provenance, cause error) {
 	log := f.cfg.Logger
 	away, self := f.bans.strike(by.sender, d, by.published())
-	if !by.published() {
+	if by.published() {
+		f.stats.liars.Add(1)
+	} else {
 		f.stats.passedOn.Add(1)
-		log.Warn("peer passed on a wrong piece; keeping away from it for a while", "digest", d, "peer", by.name, "id", by.sender, "publisher", by.publisher, "for", away, "cause", cause)
-		return
 	}
-	f.stats.liars.Add(1)
-	log.Error("peer lied; keeping away from it", "digest", d, "peer", by.name, "id", by.sender, "for", away, "cause", cause)
+	log.Warn("peer sent a wrong piece", "digest", d, "peer", by.name, "id", by.sender, "publisher", by.publisher, "away", away, "cause", cause)
 	if self >= convictAfter {
 		f.convict(d, by.sender)
 	}
@@ -89,6 +187,7 @@ func (f *Fetcher) convict(d digest.Digest, id scheduler.PeerID) {
 	if id == "" || !f.cfg.Proven {
 		return
 	}
+	f.cfg.Logger.Error("peer lied; keeping away from it", "digest", d, "id", id, "for", banFor, "blobs", convictAfter)
 	f.bans.add(id, banFor)
 	if f.cfg.Cluster != nil {
 		f.cfg.Cluster.Accuse(d, id)
@@ -102,9 +201,9 @@ const convictAfter = 2
 // which what was held against it is forgotten.
 var banFor = scheduler.DefaultConfig().BanFor
 
-// firstStrike is how long a node is kept away from that sent a wrong piece for
-// the first time; it doubles each time.
-const firstStrike = 15 * time.Second
+// strikeFor is how long a node is kept away from that sent a wrong piece for the
+// second time; it doubles each time.
+const strikeFor = 15 * time.Second
 
 // bans are the nodes that this one keeps away from.
 type bans struct {
@@ -159,7 +258,9 @@ func (b *bans) strike(id scheduler.PeerID, d digest.Digest, published bool) (awa
 		r.self++
 		r.blob = d
 	}
-	away = min(firstStrike<<min(r.strikes, 10), banFor)
+	if r.strikes > 0 {
+		away = min(strikeFor<<min(r.strikes-1, 10), banFor)
+	}
 	r.strikes++
 	r.last = now
 	r.until = later(r.until, now.Add(away))

@@ -53,6 +53,10 @@ type Wire interface {
 	Dial(ctx context.Context, n scheduler.Neighbour) error
 	// Have announces a piece to all who are connected.
 	Have(h Have)
+	// Publish says of all pieces that were announced that the node of this name
+	// answers for them: to peers that connect from now on, and if tell is set to
+	// those that are connected and lack the piece.
+	Publish(name string, tell bool)
 }
 
 // Have says that somebody holds a piece, what it hashes to, and which node

@@ -120,6 +120,9 @@ func (m *Member) tick(now time.Time) error {
 	if fl.group == nil {
 		return nil // verified
 	}
+	if err := m.seekLeader(now); err != nil {
+		return err
+	}
 	m.findStalled(now)
 	m.findStalledRuns(now)
 	for _, l := range m.x.links {

@@ -291,7 +291,7 @@ func (w *worker) recheck(r *run) error {
 		fl.plan.done(r)
 		if fl.member != nil {
 			sum, _ := fl.partial.Sum(i)
-			fl.member.arrived(i, sum, provenance{}, true)
+			fl.member.arrived(i, sum, fl.member.vouched, true)
 		}
 		fl.notify()
 		fl.mu.Unlock()

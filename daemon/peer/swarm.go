@@ -207,6 +207,26 @@ func (s *Swarm) Have(h Have) error {
 	return nil
 }
 
+// Publish names the publisher of all pieces that were announced, for peers that
+// connect from now on, and if tell is set for those that are connected and lack
+// the piece.
+func (s *Swarm) Publish(name string, tell bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.pieces {
+		h := &s.pieces[i]
+		if !s.have.Has(i) || h.Publisher == name {
+			continue
+		}
+		h.Publisher = name
+		for c := range s.conns {
+			if tell {
+				c.pushHave(*h, false)
+			}
+		}
+	}
+}
+
 // Lost takes the announcement of a piece back.
 func (s *Swarm) Lost(i int) {
 	s.mu.Lock()
