@@ -64,3 +64,31 @@ func write(t *testing.T, file string, b []byte) {
 		t.Fatal(err)
 	}
 }
+
+// While a CA is replaced its file has two certificates. The first one issues, by
+// its key, and both are trusted.
+func TestCAWithTwo(t *testing.T) {
+	old, fresh := mtlstest.NewAuthority(t), mtlstest.NewAuthority(t)
+	ca, err := mtls.ReadCA(append(read(t, fresh.File), read(t, old.File)...), read(t, fresh.KeyFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := mtls.Await(ca.PEM(), "node-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key, err := ca.Issue(time.Hour, "node-1")
+	if err == nil {
+		err = id.Take(cert, key)
+	}
+	if err != nil {
+		t.Errorf("the new one: %v", err)
+	}
+	certFile, keyFile := old.Issue(t, nil, "node-1")
+	if err := id.Take(read(t, certFile), read(t, keyFile)); err != nil {
+		t.Errorf("the old one: %v", err)
+	}
+	if _, err := mtls.ReadCA(append(read(t, fresh.File), read(t, old.File)...), read(t, old.KeyFile)); err == nil {
+		t.Error("the key of the second issues by the first")
+	}
+}

@@ -82,7 +82,11 @@ func (k *Keeper) Run(ctx context.Context) {
 			failures++
 			if err.Error() != said || time.Since(complained) > complainEvery {
 				said, complained = err.Error(), time.Now()
-				k.Log.Warn("no certificate could be had: trying again", "issuer", k.Issuer, "err", err, "expires", k.Identity.Expires())
+				have := "no certificate yet: the node is on its own"
+				if expires := k.Identity.Expires(); !expires.IsZero() {
+					have = "the one in use expires on " + expires.UTC().Format(time.RFC3339)
+				}
+				k.Log.Warn("no certificate could be had: trying again", "issuer", k.Issuer, "err", err, "have", have)
 			}
 		}
 		t := time.NewTimer(max(wait, minBackoff/2))

@@ -32,7 +32,11 @@ type run struct {
 	next, end int
 	// written counts the bytes of piece next that are in the store already.
 	written int64
-	recheck bool
+	// stale are those of written that are older than a moment or two. Until the
+	// piece has a sum, nobody knows whether they are still what was written.
+	stale, mark int64
+	marked      time.Time
+	recheck     bool
 
 	// In a swarm:
 	rescue bool      // nobody assigned it
@@ -110,7 +114,20 @@ func (p *plan) done(r *run) {
 	}
 	p.claimed.Remove(r.next)
 	r.next++
-	r.written = 0
+	r.written, r.stale, r.mark, r.marked = 0, 0, 0, time.Time{}
+}
+
+// moment is how long bytes on the disk are taken for what was written.
+const moment = time.Second
+
+// wrote records that n more bytes of the piece that r works on are in the store.
+func (r *run) wrote(n int64, now time.Time) {
+	if r.marked.IsZero() {
+		r.marked = now
+	} else if now.Sub(r.marked) >= moment {
+		r.stale, r.mark, r.marked = r.mark, r.written, now
+	}
+	r.written += n
 }
 
 // refuted records that the claimed piece that r works on is not what it was
@@ -192,7 +209,7 @@ func (p *plan) readableOf(set *piece.Set, off int64) int64 {
 	i := set.NextAbsent(p.layout.Index(off))
 	end := min(int64(i)*p.layout.Length(), p.layout.Size())
 	for _, r := range p.runs {
-		if r.next == i && !r.recheck && !p.whole {
+		if r.next == i && !r.recheck && !p.whole && (r.stale == 0 || off >= end+r.stale) && time.Since(r.marked) < 2*moment {
 			return end + r.written
 		}
 	}

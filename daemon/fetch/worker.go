@@ -399,7 +399,7 @@ func (w *worker) piece(r *run, i int, buf []byte) (sum piece.Sum, err error) {
 			return sum, err
 		}
 		fl.mu.Lock()
-		r.written += int64(n)
+		r.wrote(int64(n), time.Now())
 		if fl.member != nil {
 			r.fresh, r.moved = false, time.Now()
 			fl.member.lastBytes = r.moved

@@ -25,7 +25,7 @@ func (p *Partial) Commit() error {
 	p.ending.Lock()
 	defer p.ending.Unlock()
 	p.mu.Lock()
-	state, verified, committed, spoilt := p.state, p.verified, p.committed, p.spoilt
+	state, verified, committed, spoilt, rotten := p.state, p.verified, p.committed, p.spoilt, p.rotten
 	p.mu.Unlock()
 	switch {
 	case state != open:
@@ -34,13 +34,17 @@ func (p *Partial) Commit() error {
 		return p.settleNames()
 	case spoilt != nil:
 		return spoilt
+	case rotten != nil:
+		return rotten
 	case !verified:
 		return fmt.Errorf("%w: %s", errUnverified, p.e.digest)
 	}
 	// Syncing may take long. Who changes the file meanwhile changes what was
 	// verified, which the time of its last write tells. Nothing is proven by
-	// one that cannot be told.
+	// one that cannot be told. What Verify read longer ago may have changed since:
+	// those pieces are hashed again when they are first used.
 	verifiedAs, _ := p.data.stat()
+	proven := p.readLately()
 	// Not tried again: after a failed fsync Linux takes the pages for clean,
 	// and the next one would succeed without having written them.
 	if err := p.data.sync(); err != nil {
@@ -53,10 +57,23 @@ func (p *Partial) Commit() error {
 	if err := p.writeSidecar(); err != nil {
 		return p.s.writeFailed("writing piece sums of "+string(p.e.digest), err)
 	}
-	if err := p.rename(verifiedAs); err != nil {
+	if err := p.rename(verifiedAs, proven); err != nil {
 		return p.s.writeFailed("completing "+string(p.e.digest), err)
 	}
 	return p.settleNames()
+}
+
+// readLately returns the pieces that Verify read a moment ago.
+func (p *Partial) readLately() *piece.Set {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	set := piece.NewSet(len(p.ordered))
+	for i, at := range p.ordered {
+		if time.Since(at) < moment {
+			set.Add(i)
+		}
+	}
+	return set
 }
 
 // settleNames makes the renaming durable. Only then the journal goes: a loss
@@ -126,7 +143,7 @@ func (p *Partial) makeShard(shard string) error {
 
 // rename gives the data its final name and moves it in the index, in one step
 // for everybody who looks.
-func (p *Partial) rename(verifiedAs fileInfo) error {
+func (p *Partial) rename(verifiedAs fileInfo, proven *piece.Set) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s, e, path := p.s, p.e, p.s.blobPath(p.e.digest)
@@ -154,10 +171,10 @@ func (p *Partial) rename(verifiedAs fileInfo) error {
 		blob.marked = old.marked
 		s.index.drop(old)
 	}
-	// The bytes were hashed on their way to the disk and again by Verify.
+	// The proven pieces were hashed on their way to the disk and again by Verify.
 	// Renaming changed the ctime, so the identity is taken after it.
 	if info, err := p.data.stat(); err == nil && info.size == verifiedAs.size && info.mtime == verifiedAs.mtime {
-		blob.proof.prove(info.identity, append([]piece.Sum(nil), p.sums...))
+		blob.proof.prove(info.identity, append([]piece.Sum(nil), p.sums...), proven)
 	}
 	s.index.add(blob)
 	return nil

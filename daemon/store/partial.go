@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -48,12 +49,18 @@ type Partial struct {
 	inOrder hash.Hash // state after hashed bytes, from the start of the blob
 	hashed  int64
 
+	// rereading is held while a visible piece is hashed again for a reader.
+	rereading sync.Mutex
+
 	// verifying holds a token while Verify runs.
 	verifying chan struct{}
 
 	// mu guards the fields below. Store.mu may be taken under it.
 	mu        sync.Mutex
 	sums      []piece.Sum   // valid where have or claimed
+	right     []time.Time   // by piece: when its bytes last were what sums says
+	ordered   []time.Time   // by piece: when Verify read it
+	rotten    error         // what is on the disk is not what was written
 	have      *piece.Set    // visible
 	claimed   *piece.Set    // disjoint from have and busy
 	busy      *piece.Set    // has a writer or is being rechecked
@@ -97,6 +104,8 @@ func (s *Store) Partial(d digest.Digest, size int64) (*Partial, error) {
 		inOrder:   algorithms[alg].new(),
 		verifying: make(chan struct{}, 1),
 		sums:      make([]piece.Sum, l.Count()),
+		right:     make([]time.Time, l.Count()),
+		ordered:   make([]time.Time, l.Count()),
 		have:      piece.NewSet(l.Count()),
 		claimed:   piece.NewSet(l.Count()),
 		busy:      piece.NewSet(l.Count()),
@@ -343,7 +352,7 @@ func (p *Partial) settle(i int, visible bool, sum piece.Sum) {
 	defer p.mu.Unlock()
 	p.busy.Remove(i)
 	if visible {
-		p.sums[i] = sum
+		p.sums[i], p.right[i] = sum, time.Now()
 		p.have.Add(i)
 		p.announceLocked()
 	}
@@ -352,4 +361,53 @@ func (p *Partial) settle(i int, visible bool, sum piece.Sum) {
 func (p *Partial) announceLocked() {
 	close(p.news)
 	p.news = make(chan struct{})
+}
+
+// moment is how long what was hashed is taken for unchanged. A file changes under
+// a daemon if the disk rots or somebody writes there; while the blob comes, its
+// times change all the while and tell nothing.
+const moment = time.Second
+
+// sound hashes piece i, which is visible, again by f, unless that was done a
+// moment ago. The error is ErrCorrupt if the piece has changed since.
+func (p *Partial) sound(f file, i int) error {
+	if p.lately(i) {
+		return nil
+	}
+	p.rereading.Lock()
+	defer p.rereading.Unlock()
+	if p.lately(i) { // another reader has done so
+		return nil
+	}
+	got, err := sumOf(f, p.layout, i)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err == nil && got == p.sums[i] {
+		p.right[i] = time.Now()
+		return nil
+	}
+	if err == nil {
+		err = fmt.Errorf("piece %d has sum %s, had %s", i, got, p.sums[i])
+	}
+	return p.rotLocked(err)
+}
+
+// lately reports whether piece i was right a moment ago, or is not visible.
+func (p *Partial) lately(i int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.have.Has(i) || time.Since(p.right[i]) < moment
+}
+
+// rotLocked notes that the blob has changed on the disk: it is not kept.
+func (p *Partial) rotLocked(cause error) error {
+	err := fmt.Errorf("%w: unfinished %s: %w", ErrCorrupt, p.e.digest, cause)
+	if p.rotten == nil {
+		p.s.mu.Lock()
+		p.s.stats.Corruptions++
+		p.s.mu.Unlock()
+		p.s.log.Error("unfinished blob has changed on the disk", "digest", p.e.digest, "cause", cause)
+		p.rotten = err
+	}
+	return err
 }

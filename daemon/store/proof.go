@@ -37,15 +37,11 @@ type proof struct {
 
 func newProof(size int64) *proof { return &proof{layout: piece.NewLayout(size)} }
 
-// prove records that every piece of file id matches sums.
-func (p *proof) prove(id identity, sums []piece.Sum) {
+// prove records the sums of file id, and which of its pieces match them.
+func (p *proof) prove(id identity, sums []piece.Sum, verified *piece.Set) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.sums, p.of, p.since = sums, id, time.Now()
-	p.verified = piece.NewSet(len(sums))
-	for i := range sums {
-		p.verified.Add(i)
-	}
+	p.sums, p.of, p.since, p.verified = sums, id, time.Now(), verified
 }
 
 func (p *proof) loaded() bool {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -130,6 +131,107 @@ func TestRotWhileCommitting(t *testing.T) {
 	if n, err := blob.CopyRange(&got, 0, blob.Size()); !errors.Is(err, ErrCorrupt) || !bytes.HasPrefix(b, got.Bytes()) {
 		t.Errorf("CopyRange = %d, %v", n, err)
 	}
+}
+
+// A bit that flips while its blob is coming, after the bytes around it were hashed
+// in order, is sent to nobody.
+func TestRotWhileComing(t *testing.T) {
+	b := content(8, 4*testPiece)
+	d := digest.FromBytes(b)
+	begin := func(t *testing.T) (*Store, *Partial, <-chan error) {
+		s := bigStore(t)
+		p, err := s.Partial(d, int64(len(b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		verified := make(chan error, 1)
+		go func() { verified <- p.Verify(t.Context()) }()
+		for i := range 3 {
+			if err := writePiece(p, b, i); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait() // Verify has read the three
+		time.Sleep(2 * moment)
+		flip(t, s.partialPath(d), testPiece+9)
+		return s, p, verified
+	}
+	t.Run("to another reader", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s, p, verified := begin(t)
+			r, err := p.Reader()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			var got bytes.Buffer
+			if n, err := r.CopyRange(&got, 0, 3*testPiece); !errors.Is(err, ErrCorrupt) || n != testPiece || !bytes.Equal(got.Bytes(), b[:testPiece]) {
+				t.Errorf("CopyRange = %d, %v", n, err)
+			}
+			if err := errors.Join(writePiece(p, b, 3), <-verified); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Commit(); !errors.Is(err, ErrCorrupt) {
+				t.Errorf("what is known to be rotten is kept: %v", err)
+			}
+			if err := p.Close(); err != nil || s.Stats().Corruptions != 1 {
+				t.Fatal(err, s.Stats())
+			}
+			if p, err = s.Partial(d, int64(len(b))); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 4 {
+				if right, err := p.Recheck(i); err != nil || right != (i != 1) {
+					t.Fatalf("piece %d: right %v, %v", i, right, err)
+				}
+			}
+			if err := errors.Join(writePiece(p, b, 1), p.Verify(t.Context()), p.Commit(), p.Close()); err != nil {
+				t.Fatal(err)
+			}
+		})
+	})
+	t.Run("from the complete blob", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s, p, verified := begin(t)
+			if err := errors.Join(writePiece(p, b, 3), <-verified, p.Commit(), p.Close()); err != nil {
+				t.Fatal(err)
+			}
+			blob, err := s.Blob(d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer blob.Close()
+			var got bytes.Buffer
+			if n, err := blob.CopyRange(&got, 0, blob.Size()); !errors.Is(err, ErrCorrupt) || !bytes.HasPrefix(b, got.Bytes()) {
+				t.Errorf("CopyRange = %d, %v", n, err)
+			}
+		})
+	})
+}
+
+// Of a blob that rots before it is hashed in order, no sender is to blame: what is
+// left of it is kept, and the rest comes again.
+func TestRotBeforeVerify(t *testing.T) {
+	b := content(9, 3*testPiece)
+	d := digest.FromBytes(b)
+	s := bigStore(t)
+	p, err := s.Partial(d, int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if err := writePiece(p, b, i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	flip(t, s.partialPath(d), 2*testPiece+9)
+	if err := p.Verify(t.Context()); !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("Verify = %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	finish(t, s, b, 2)
 }
 
 // A flipped bit in any piece is found before the piece is served, with a
@@ -505,7 +607,10 @@ func TestReaderGoesAway(t *testing.T) {
 // Where the system cannot say what is in memory, proof lasts a minute.
 func TestProofWithoutResidency(t *testing.T) {
 	p := newProof(2 * testPiece)
-	p.prove(identity{ino: 1}, make([]piece.Sum, 2))
+	all := piece.NewSet(2)
+	all.Add(0)
+	all.Add(1)
+	p.prove(identity{ino: 1}, make([]piece.Sum, 2), all)
 	if n := p.trusted(blindFile{}, identity{ino: 1}, 0, 2); n != 2 {
 		t.Fatalf("fresh: %d", n)
 	}

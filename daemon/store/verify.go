@@ -6,6 +6,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -15,7 +16,8 @@ import (
 // knows: nil if the blob has its digest, *DigestError if not. It ends early
 // with the error of ctx, os.ErrClosed if the handle is closed, or
 // ErrUnavailable if the disk fails to return what was written; a later call
-// goes on from there. A second call at the same time waits for the first.
+// goes on from there. ErrCorrupt says that the disk returns something else: what
+// is right of it a later handle finds. A second call at the same time waits for the first.
 func (p *Partial) Verify(ctx context.Context) error {
 	select {
 	case p.verifying <- struct{}{}:
@@ -44,14 +46,34 @@ func (p *Partial) Verify(ctx context.Context) error {
 			p.hashed += int64(len(b))
 			p.hashMu.Unlock()
 		}
+		p.mu.Lock()
+		p.ordered[i] = time.Now()
+		p.mu.Unlock()
 	}
 	got := digest.NewDigest(p.e.digest.Algorithm(), p.inOrder)
 	if got != p.e.digest {
+		if err := p.findRot(); err != nil {
+			return err
+		}
 		return &DigestError{Want: p.e.digest, Got: got}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.verified = true
+	return nil
+}
+
+// findRot looks whether a blob of the wrong digest has changed since it was
+// written: then nobody who sent it is to blame.
+func (p *Partial) findRot() error {
+	for i := range p.layout.Count() {
+		p.mu.Lock()
+		p.right[i] = time.Time{}
+		p.mu.Unlock()
+		if err := p.sound(p.data, i); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -96,8 +118,8 @@ func (p *Partial) HashState() (offset int64, h hash.Hash, err error) {
 // Commit, Drop, Close and eviction leave readable. Its methods are not safe
 // for concurrent use.
 type PartialReader struct {
-	f    file
-	size int64
+	p *Partial
+	f file
 }
 
 // Reader opens the unfinished blob for reading.
@@ -112,24 +134,38 @@ func (p *Partial) Reader() (*PartialReader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: reading %s: %w", ErrUnavailable, p.e.digest, err)
 	}
-	return &PartialReader{f: f, size: p.layout.Size()}, nil
+	return &PartialReader{p: p, f: f}, nil
 }
 
 // CopyRange writes n bytes from offset off to w, by sendfile where w can, and
-// returns how many it wrote. It verifies nothing: the caller knows which
-// pieces are visible or trusted. Bytes that nobody wrote are zero.
-func (r *PartialReader) CopyRange(w io.Writer, off, n int64) (int64, error) {
-	if off < 0 || n < 0 || off > r.size || n > r.size-off {
-		return 0, fmt.Errorf("store: range %d+%d is outside of a blob of %d bytes", off, n, r.size)
+// returns how many it wrote. A visible piece is hashed again before, unless that
+// was done a moment ago; the error is ErrCorrupt if it has changed since. Of pieces
+// that are not visible nothing is verified: bytes that nobody wrote are zero.
+func (r *PartialReader) CopyRange(w io.Writer, off, n int64) (sent int64, err error) {
+	l := r.p.layout
+	if off < 0 || n < 0 || off > l.Size() || n > l.Size()-off {
+		return 0, fmt.Errorf("store: range %d+%d is outside of a blob of %d bytes", off, n, l.Size())
 	}
-	if n == 0 {
-		return 0, nil
+	for end := off + n; off < end; {
+		i := l.Index(off)
+		if err := r.p.sound(r.f, i); err != nil {
+			return sent, err
+		}
+		upTo := spanEnd(l, i)
+		for upTo < end && r.p.lately(l.Index(upTo)) {
+			upTo = spanEnd(l, l.Index(upTo))
+		}
+		part := min(upTo, end) - off
+		m, err := r.f.copyRange(w, off, part)
+		sent, off = sent+m, off+m
+		if err == nil && m < part {
+			err = fmt.Errorf("%w: file of an unfinished blob ends at %d of %d", ErrUnavailable, off, l.Size())
+		}
+		if err != nil {
+			return sent, err
+		}
 	}
-	sent, err := r.f.copyRange(w, off, n)
-	if err == nil && sent < n {
-		err = fmt.Errorf("%w: file of an unfinished blob ends at %d of %d", ErrUnavailable, off+sent, r.size)
-	}
-	return sent, err
+	return sent, nil
 }
 
 // Close releases the descriptor.

@@ -81,6 +81,8 @@ var counts = []struct {
 	{desc("shoal_scheduler_members", "Daemons that want or hold a blob, summed over blobs."), func(s scheduler.Stats) int { return s.Members }},
 	{desc("shoal_scheduler_streams", "Runs of pieces that daemons fetch from origins now."), func(s scheduler.Stats) int { return s.Streams }},
 	{desc("shoal_scheduler_holds", "Repositories whose origin asked to be left alone for a while."), func(s scheduler.Stats) int { return s.Holds }},
+	{desc("shoal_scheduler_identities", "Certificates, or without TLS addresses, that the daemons have."), func(s scheduler.Stats) int { return s.Identities }},
+	{desc("shoal_scheduler_pieces", "Pieces for which tables are kept."), func(s scheduler.Stats) int { return s.Pieces }},
 	{desc("shoal_scheduler_bans", "Daemons that are banned for wrong bytes."), func(s scheduler.Stats) int { return s.Bans }},
 }
 

@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
@@ -43,6 +44,16 @@ func (t tracked) names() []string {
 		return names(certs[0])
 	}
 	return []string{}
+}
+
+// expires returns until when the daemon's certificate is valid; zero without one.
+func (t tracked) expires() time.Time {
+	if info, ok := t.AuthInfo.(credentials.TLSInfo); ok {
+		if certs := info.State.PeerCertificates; len(certs) > 0 {
+			return certs[0].NotAfter
+		}
+	}
+	return time.Time{}
 }
 
 // limited closes connections that are too many as soon as they are accepted:

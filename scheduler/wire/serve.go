@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -153,13 +154,21 @@ type service struct {
 	handle func(context.Context, *Conn) error
 }
 
-// Connect implements wirepb.SwarmsServer.
+// errExpired ends a stream. A daemon that has a later certificate connects again.
+var errExpired = errors.New("the certificate by which this stream was opened has expired")
+
+// Connect implements wirepb.SwarmsServer. A stream lasts no longer than the
+// certificate that it was opened by.
 func (s *service) Connect(stream grpc.BidiStreamingServer[wirepb.ToScheduler, wirepb.FromScheduler]) error {
 	c := &Conn{stream: stream, grace: s.cfg.Grace}
 	from, _ := peer.FromContext(stream.Context())
 	if info, ok := from.AuthInfo.(tracked); ok {
 		c.raw = info.raw
 		c.Names = info.names()
+		if end := info.expires(); !end.IsZero() {
+			over := time.AfterFunc(time.Until(end), func() { c.Close(errExpired) })
+			defer over.Stop()
+		}
 	}
 	if addr, err := netip.ParseAddrPort(from.Addr.String()); err == nil {
 		c.Seen = addr.Addr().Unmap()

@@ -336,6 +336,41 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// A stream ends with the certificate that it was opened by.
+func TestCertificateEnds(t *testing.T) {
+	ours := newCA(t)
+	addr, _ := serve(t, ServeConfig{TLS: ours.config(t, "scheduler"), Grace: 100 * time.Millisecond}, greet)
+	cfg := ours.config(t, "node-a")
+	end := time.Now().Add(4 * time.Second).Truncate(time.Second)
+	cert, key := ours.sign(t, &x509.Certificate{
+		SerialNumber: big.NewInt(3), DNSNames: []string{"node-a"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: end,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}, ours.cert, ours.key)
+	cfg.Certificates = []tls.Certificate{{Certificate: [][]byte{cert.Raw}, PrivateKey: key}}
+	stream, err := (&Dialer{TLS: cfg}).Open(dialContext(t), addr, "scheduler", "node-a", hello)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	ended := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := stream.Recv(); err != nil {
+				ended <- err
+				return
+			}
+		}
+	}()
+	select {
+	case err := <-ended:
+		if !strings.Contains(err.Error(), "has expired") || time.Now().Before(end) {
+			t.Errorf("%v, %v before its end", err, time.Until(end))
+		}
+	case <-time.After(patience):
+		t.Fatal("the stream outlives its certificate")
+	}
+}
+
 type ca struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey

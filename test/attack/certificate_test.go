@@ -181,8 +181,9 @@ func TestNodeIsNoScheduler(t *testing.T) {
 	}
 }
 
-// Certificates live for six seconds here. Pulls go on through all renewals, and
-// each blob leaves the origin once.
+// Certificates live for six seconds here, and with each ends the stream that a
+// node had to its scheduler. Pulls go on through all that, and the nodes go on to
+// fetch from each other: without, three copies of each blob would leave the origin.
 func TestPullsOutliveCertificates(t *testing.T) {
 	i := startIssuing(t, "--issuer-valid", "6s")
 	o := registrytest.New(t)
@@ -210,13 +211,16 @@ func TestPullsOutliveCertificates(t *testing.T) {
 		}
 	}
 	t.Logf("%d blobs on 3 nodes, %.2f copies", pulls+1, copies(o, size*(pulls+1)))
-	if c := copies(o, size*(pulls+1)); c > 1.2 {
-		t.Errorf("origin sent %.2f copies, should be at most 1.2", c)
+	if c := copies(o, size*(pulls+1)); c > 1.5 {
+		t.Errorf("origin sent %.2f copies, should be at most 1.5", c)
 	}
 	for _, n := range nodes {
-		if n.Metric("shoal_scheduler_connected") != 1 {
-			t.Error("a node has lost its scheduler")
-		}
+		rig.Eventually(t, "the node is connected again", 30*time.Second, func() error {
+			if n.Metric("shoal_scheduler_connected") != 1 {
+				return errors.New("it is not connected")
+			}
+			return nil
+		})
 	}
 }
 

@@ -23,6 +23,7 @@ const (
 	envContainerd2  = "E2E_CONTAINERD2"  // directory with containerd, ctr and the shim
 	envContainerd17 = "E2E_CONTAINERD17" // directory with containerd
 	envBuildKit     = "E2E_BUILDKIT"     // directory with buildkitd and buildctl
+	envClients      = "E2E_CLIENTS"      // directory with crane, oras, regctl and helm
 )
 
 // built keeps what was built once for this run of the test binary; [Main]
@@ -142,6 +143,9 @@ var containerd17Binaries = sync.OnceValues(module{
 
 // buildkitBinaries is the directory of buildkitd and buildctl.
 var buildkitBinaries = sync.OnceValues(module{name: "buildkit", env: envBuildKit}.binaries)
+
+// clientsBinaries is the directory of crane, oras, regctl and helm.
+var clientsBinaries = sync.OnceValues(module{name: "clients", env: envClients}.binaries)
 
 func (m module) binaries() (string, error) {
 	if dir := os.Getenv(m.env); dir != "" {

@@ -3,6 +3,7 @@ module github.com/shoalproject/shoal/test/e2e
 go 1.26.0
 
 require (
+	github.com/aymanbagabas/go-udiff v0.4.1
 	github.com/creack/pty v1.1.24
 	github.com/google/go-containerregistry v0.22.1
 	go.uber.org/goleak v1.3.0
