@@ -260,7 +260,11 @@ func TestBadManifests(t *testing.T) {
 			d := o.AddManifest("app", "v1", c.mediaType, []byte(c.body))
 			n := startNode(t, o)
 			for _, ref := range []string{"v1", d.String()} {
-				if a := n.get(manifestPath(ref)); a.StatusCode != 502 {
+				want := 502
+				if name == "schema 1" {
+					want = 404 // of this kind the registry has none that can be served
+				}
+				if a := n.get(manifestPath(ref)); a.StatusCode != want {
 					t.Errorf("%s: status %d %.200s", ref, a.StatusCode, a.body)
 				}
 			}

@@ -88,6 +88,9 @@ func (q *call) manifest(ctx context.Context, ref string) (*Manifest, error) {
 	if err := q.checkPlain(resp, http.StatusOK); err != nil {
 		return nil, err
 	}
+	if err := q.checkSchema(resp); err != nil {
+		return nil, err
+	}
 	if resp.ContentLength > registry.MaxManifestSize {
 		return nil, q.badAnswer("a manifest of %d bytes, more than %d", resp.ContentLength, registry.MaxManifestSize)
 	}
@@ -142,8 +145,14 @@ func (q *call) descriptor(resp *http.Response, ref string) (*Descriptor, error) 
 	if err := q.checkPlain(resp, http.StatusOK); err != nil {
 		return nil, err
 	}
+	if err := q.checkSchema(resp); err != nil {
+		return nil, err
+	}
 	d := &Descriptor{MediaType: resp.Header.Get("Content-Type"), Size: resp.ContentLength}
-	var err error
+	t, _, err := mime.ParseMediaType(d.MediaType)
+	if err == nil && !strings.HasSuffix(t, "+json") && t != "application/json" {
+		return nil, q.badAnswer("a manifest of type %.100q", t)
+	}
 	if d.Digest, err = q.wanted(resp, ref); err != nil {
 		return nil, err
 	}
@@ -154,6 +163,19 @@ func (q *call) descriptor(resp *http.Response, ref string) (*Descriptor, error) 
 		return nil, q.badAnswer("a manifest of %d bytes, more than %d", d.Size, registry.MaxManifestSize)
 	}
 	return d, nil
+}
+
+// checkSchema refuses manifests of schema 1, whose digest does not cover the
+// bytes that are sent. A HEAD is answered as a GET would be.
+func (q *call) checkSchema(resp *http.Response) error {
+	t, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	if err != nil || !strings.HasPrefix(t, "application/vnd.docker.distribution.manifest.v1+") {
+		return nil
+	}
+	return &failure{answered: true, reg: &registry.Error{
+		Status: http.StatusNotFound, Code: registry.CodeManifestUnknown,
+		Message: q.String() + ": it is of the obsolete schema 1, which cannot be verified and is not served here; get it from the registry itself",
+	}}
 }
 
 // checkPlain holds an answer to a status and refuses encodings and HTML,
