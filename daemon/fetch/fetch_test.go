@@ -442,6 +442,27 @@ func TestRefusedBesideOthers(t *testing.T) {
 	})
 }
 
+// A caller that comes when a flight has just failed by another source's
+// refusal does not get that refusal: its own source was never asked.
+func TestRefusalIsNotForThoseWhoCameTooLate(t *testing.T) {
+	f := newFixture(t, MiB, Config{})
+	fl := newFlight(f.Fetcher, f.digest, func() {})
+	refused := fl.add(Request{Source: &origin{key: "A"}})
+	refused.asked, refused.err = true, errRefused
+	late, err := fl.join(Request{Source: &origin{key: "B"}, Proven: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fl.over, fl.err = true, errRefused
+	close(fl.gone)
+	if _, err := fl.begun(t.Context(), late, true); !errors.Is(err, errGone) {
+		t.Errorf("got %v, want to be asked to come again", err)
+	}
+	if _, err := fl.begun(t.Context(), refused, false); !errors.Is(err, errRefused) {
+		t.Errorf("the one that was refused got %v", err)
+	}
+}
+
 type slowOpen struct {
 	*origin
 	asked, gate chan struct{}

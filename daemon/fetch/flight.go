@@ -76,6 +76,7 @@ type boarded struct {
 	Source
 	readers int
 	proven  bool  // some reader said so, or it has opened the blob
+	asked   bool  // it was asked for the blob
 	opened  bool  // it has opened the blob: the origin lets its caller have it
 	err     error // it failed for good, and its readers with it
 	down    bool  // it failed, and is not asked for a while
@@ -201,14 +202,14 @@ func (fl *flight) begun(ctx context.Context, s *boarded, proven bool) (int64, er
 	for {
 		fl.mu.Lock()
 		begin, size, changed := fl.begin && (proven || s.opened), fl.size, fl.changed
-		over, left, err := fl.over, fl.left, fl.err
+		over, left, late, err := fl.over, fl.left, fl.failedUnasked(s), fl.err
 		if s.err != nil {
 			over, err = true, s.err
 		}
 		fl.mu.Unlock()
 		wait := changed
 		switch {
-		case left || over && errors.Is(err, errGone):
+		case left || late || over && errors.Is(err, errGone):
 			wait = fl.gone
 		case over && err != nil && !errors.Is(err, errDirect):
 			return 0, err
@@ -226,6 +227,19 @@ func (fl *flight) begun(ctx context.Context, s *boarded, proven bool) (int64, er
 			return 0, ctx.Err()
 		}
 	}
+}
+
+// neverAsked reports whether the flight has failed without asking a source: its
+// reader came too late to be noticed, and the failure is no answer to it.
+func (fl *flight) neverAsked(s *boarded) bool {
+	fl.mu.Lock()
+	defer fl.mu.Unlock()
+	return fl.failedUnasked(s)
+}
+
+// failedUnasked is neverAsked for callers that hold mu.
+func (fl *flight) failedUnasked(s *boarded) bool {
+	return fl.over && fl.err != nil && !errors.Is(fl.err, errDirect) && !s.asked && s.err == nil
 }
 
 // run is the life of the flight.

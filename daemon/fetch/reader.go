@@ -65,6 +65,17 @@ func (r *Reader) Wait(ctx context.Context, off int64) error {
 		return nil
 	}
 	_, err := r.available(ctx, off)
+	if err != nil && r.view.seen == (span{}) && r.flight.neverAsked(r.view.source) {
+		select {
+		case <-r.flight.gone:
+			if err := r.replace(ctx, off); err != nil {
+				return err
+			}
+			return r.Wait(ctx, off)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	switch {
 	case errors.Is(err, errAside):
 		return nil // it comes from the origin
@@ -94,8 +105,8 @@ func (r *Reader) CopyRange(ctx context.Context, w io.Writer, off, n int64) (writ
 	return written + m, err
 }
 
-// replace goes on with a fresh download, from the byte at off, of a blob
-// that rotted in the store.
+// replace goes on with a fresh download from the byte at off: the blob rotted
+// in the store, or the flight failed before the reader's source was asked.
 func (r *Reader) replace(ctx context.Context, off int64) error {
 	req := r.req
 	req.Offset = off
@@ -106,7 +117,7 @@ func (r *Reader) replace(ctx context.Context, off int64) error {
 	if next.size != r.size {
 		return errors.Join(&BadBlobError{Digest: req.Digest, Source: req.Source.Key(), Err: errors.New("it changed its size")}, next.Close())
 	}
-	closeErr := r.blob.Close()
+	closeErr := r.Close()
 	*r = *next
 	return closeErr
 }

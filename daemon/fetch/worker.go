@@ -192,6 +192,9 @@ func (fl *flight) open(ctx context.Context, off, end int64) (*opened, error) {
 	for {
 		fl.mu.Lock()
 		src := fl.pick()
+		if src != nil {
+			src.asked = true
+		}
 		fl.mu.Unlock()
 		if src == nil {
 			return nil, last
