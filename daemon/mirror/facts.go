@@ -24,6 +24,9 @@ const (
 	// parsed.
 	maxSmall = 8 << 20
 	maxLarge = registry.MaxManifestSize
+	// maxNamed is how much of what one manifest names is remembered. What comes
+	// after that the origin is asked about. No image has as many layers.
+	maxNamed = 4096
 	// maxFacts is what is remembered of manifests that were parsed.
 	maxFacts = 24 << 20
 	// maxListings is how much of large listings waits for clients to take it.
@@ -31,7 +34,7 @@ const (
 	// maxBodies is how many manifests are got along with what a tag stands for
 	// at once, each up to registry.MaxManifestSize. Beyond, the tag is asked for
 	// alone, and the manifest by its digest.
-	maxBodies = 8
+	maxBodies = 4
 	// maxUnreserved is how long one is that comes along without a place among
 	// these, since the origin does not say otherwise what the tag stands for.
 	maxUnreserved = 16 << 10
@@ -54,9 +57,9 @@ type facts struct {
 }
 
 func factsOf(m registry.Manifest) *facts {
-	f := &facts{mediaType: m.MediaType, named: make([]named, 0, len(m.Blobs)+len(m.Manifests))}
+	f := &facts{mediaType: m.MediaType}
 	add := func(list []v1.Descriptor, manifest bool) {
-		for _, d := range list {
+		for _, d := range list[:min(len(list), maxNamed-len(f.named))] {
 			f.named = append(f.named, named{d.Digest, d.Size, len(d.URLs) > 0, manifest})
 			// Registries see to it that what a manifest names is in its
 			// repository, but for what is elsewhere anyway.

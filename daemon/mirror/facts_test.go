@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
+	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/shoalproject/shoal/registry"
 )
@@ -121,6 +122,14 @@ func TestFactsAreBounded(t *testing.T) {
 	m.add("huge", &facts{named: make([]named, 1<<20)})
 	if m.cost != 0 || m.get("huge") != nil {
 		t.Error("one beyond the bound is kept")
+	}
+}
+
+// Of a manifest that names more than any image, what comes first is remembered.
+func TestNamedIsBounded(t *testing.T) {
+	f := factsOf(registry.Manifest{Blobs: make([]v1.Descriptor, maxNamed-1), Manifests: make([]v1.Descriptor, 10)})
+	if len(f.named) != maxNamed || len(f.inside) != maxNamed || !f.named[maxNamed-1].manifest {
+		t.Errorf("%d are remembered", len(f.named))
 	}
 }
 

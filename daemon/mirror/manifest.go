@@ -152,12 +152,20 @@ func (c *call) manifestByDigest(ctx context.Context, d digest.Digest, body []byt
 	if err != nil {
 		return nil, nil, err
 	}
-	c.releaseBody()
 	f, err := c.manifests.of(ctx, d, r)
 	if err != nil {
 		r.Close()
 		return nil, nil, err
 	}
+	if len(body) > maxUnreserved {
+		// The reader may hold on to the body while its client reads; what is
+		// in the store by now needs none.
+		r.Close()
+		if r, err = c.open(ctx, Request{Digest: d, Manifest: true, Whole: true, Proven: true}); err != nil {
+			return nil, nil, err
+		}
+	}
+	c.releaseBody()
 	return f, r, nil
 }
 

@@ -229,22 +229,22 @@ func TestSlotGoesToThePartyWithFewest(t *testing.T) {
 	s := newSlots(2)
 	a1, a2, a3, b1, b2, i1 := conn(a), conn(a), conn(a), conn(b), conn(b), conn(idle)
 	s.take(i1)
-	s.release(i1, 1)
+	s.release(i1, true)
 	s.take(a1)
 	s.take(a2)
 	for _, c := range []*Conn{a3, i1, b1} {
 		s.wait(c)
 	}
-	if next, ok := s.yield(a1, little, false); !ok || next != b1 {
+	if next, ok := s.yield(a1, false, false); !ok || next != b1 {
 		t.Fatal("the slot goes to a party that has one")
 	}
 	s.wait(b2)
-	if next, ok := s.yield(b1, little, false); !ok || next != b2 {
+	if next, ok := s.yield(b1, false, false); !ok || next != b2 {
 		t.Fatal("the slot goes to the party whose last turn was of no use")
 	}
 	turns := 0
 	for owner := b2; owner != i1; turns++ {
-		owner, _ = s.yield(owner, little, true)
+		owner, _ = s.yield(owner, false, true)
 	}
 	if turns < 2 || turns > idleTurns {
 		t.Errorf("it gets one after %d turns", turns)

@@ -252,9 +252,9 @@ func (c *Conn) finish() {
 	c.keep.Stop()
 	reason := c.reason()
 	c.mu.Lock()
-	served := c.served
+	idle := c.idled()
 	c.mu.Unlock()
-	c.e.slots.leave(c, served).granted()
+	c.e.slots.leave(c, idle).granted()
 	c.mu.Lock()
 	c.uploads = nil
 	c.dequeue()

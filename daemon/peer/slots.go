@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"sync"
+	"time"
 )
 
 // slots says which connections may be uploaded to. A connection is idle, waits
@@ -22,12 +23,15 @@ type slots struct {
 }
 
 const (
-	// little is what a slot must have moved, in bytes, to have been of use;
-	// idleTurns is how many turns a party waits longer whose slot was of none,
-	// and leastRate what a slot must move, in bytes per second, to be kept while
-	// others wait.
+	// A turn is idle that took longer than idleAfter and moved less than little,
+	// in bytes. A party that had one waits idleTurns turns longer, and has but
+	// idleSlots slots meanwhile, so that others find a free one at once.
+	idleAfter = 100 * time.Millisecond
 	little    = 64 << 10
 	idleTurns = 16
+	idleSlots = 1
+	// leastRate is what a slot must move, in bytes per second, to be kept while
+	// others wait.
 	leastRate = 64 << 10
 )
 
@@ -62,7 +66,7 @@ func (s *slots) take(c *Conn) bool {
 	if _, ok := s.owners[c]; ok {
 		return true
 	}
-	if len(s.owners) >= s.limit {
+	if len(s.owners) >= s.limit || !s.mayLocked(c.party) {
 		return false
 	}
 	s.unlineLocked(c)
@@ -82,12 +86,11 @@ func (s *slots) wait(c *Conn) (next *Conn) {
 	return s.passLocked()
 }
 
-// release ends c's ownership, if it has one. moved is what went out meanwhile,
-// in bytes.
-func (s *slots) release(c *Conn, moved int64) (next *Conn) {
+// release ends c's ownership, if it has one. idle says that its turn was.
+func (s *slots) release(c *Conn, idle bool) (next *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.endLocked(c, moved) {
+	if !s.endLocked(c, idle) {
 		return nil
 	}
 	return s.passLocked()
@@ -96,27 +99,31 @@ func (s *slots) release(c *Conn, moved int64) (next *Conn) {
 // yield is release if somebody waits who has a better claim to the slot, puts c
 // at the end of the line, and reports whether it did. With any, whoever waits
 // has the better claim.
-func (s *slots) yield(c *Conn, moved int64, any bool) (next *Conn, yielded bool) {
+func (s *slots) yield(c *Conn, idle bool, any bool) (next *Conn, yielded bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.owners[c]; !ok || len(s.line) == 0 {
 		return nil, false
 	}
-	if first := s.line[s.firstLocked()].party; !any && first != c.party && first.owned >= c.party.owned {
+	i := s.firstLocked()
+	if i < 0 {
 		return nil, false
 	}
-	s.endLocked(c, moved)
+	if first := s.line[i].party; !any && first != c.party && first.owned >= c.party.owned {
+		return nil, false
+	}
+	s.endLocked(c, idle)
 	next = s.passLocked()
 	s.line = append(s.line, c)
 	return next, true
 }
 
 // leave takes c out altogether.
-func (s *slots) leave(c *Conn, moved int64) (next *Conn) {
+func (s *slots) leave(c *Conn, idle bool) (next *Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unlineLocked(c)
-	if !s.endLocked(c, moved) {
+	if !s.endLocked(c, idle) {
 		return nil
 	}
 	return s.passLocked()
@@ -131,13 +138,13 @@ func (s *slots) giveLocked(c *Conn) {
 }
 
 // endLocked ends c's ownership and reports whether it had one.
-func (s *slots) endLocked(c *Conn, moved int64) bool {
+func (s *slots) endLocked(c *Conn, idle bool) bool {
 	if _, ok := s.owners[c]; !ok {
 		return false
 	}
 	delete(s.owners, c)
 	c.party.owned--
-	if moved < little {
+	if idle {
 		c.party.turn = max(c.party.turn, s.turns+idleTurns)
 	}
 	return true
@@ -162,20 +169,33 @@ func (s *slots) passLocked() *Conn {
 		return nil
 	}
 	i := s.firstLocked()
+	if i < 0 {
+		return nil
+	}
 	next := s.line[i]
 	s.line = slices.Delete(s.line, i, i+1)
 	s.giveLocked(next)
 	return next
 }
 
-// firstLocked returns the index in the line of the connection that is next: of
-// the party that owns the fewest slots, of several the one whose last turn is
-// longest ago; of that party's connections the one whose peer has least of its
+// mayLocked reports whether a party may have one more slot.
+func (s *slots) mayLocked(p *party) bool { return p.turn <= s.turns || p.owned < idleSlots }
+
+// firstLocked returns the index in the line of the connection that is next, or
+// -1: of the party that owns the fewest slots, of several the one whose last turn
+// is longest ago; of that party's connections the one whose peer has least of its
 // blob, since what counts is when the last has everything; of several the one
 // that has waited longest.
 func (s *slots) firstLocked() int {
-	best := 0
+	best := -1
 	for i, c := range s.line {
+		if !s.mayLocked(c.party) {
+			continue
+		}
+		if best < 0 {
+			best = i
+			continue
+		}
 		first := s.line[best]
 		if order := cmp.Or(
 			cmp.Compare(c.party.owned, first.party.owned),

@@ -38,10 +38,10 @@ func TestSlotsModel(t *testing.T) {
 				}
 			},
 			"wait":    func(t *rapid.T) { told(t, s.wait(pick(t))) },
-			"release": func(t *rapid.T) { told(t, s.release(pick(t), little)) },
+			"release": func(t *rapid.T) { told(t, s.release(pick(t), false)) },
 			"yield": func(t *rapid.T) {
 				c := pick(t)
-				next, yielded := s.yield(c, little, false)
+				next, yielded := s.yield(c, false, false)
 				told(t, next)
 				if yielded && next != c && has(s.owners, c) {
 					t.Fatal("who yielded still owns its slot")
@@ -56,7 +56,7 @@ func TestSlotsModel(t *testing.T) {
 			},
 			"leave": func(t *rapid.T) {
 				c := pick(t)
-				told(t, s.leave(c, little))
+				told(t, s.leave(c, false))
 				if has(s.owners, c) || slices.Contains(s.line, c) {
 					t.Fatal("who left is still there")
 				}
@@ -300,7 +300,7 @@ func TestSlotGoesToWhoHasLeast(t *testing.T) {
 		s.wait(c)
 	}
 	for i, want := range []*Conn{none, some, all} {
-		got := s.release(owner, little)
+		got := s.release(owner, false)
 		if got != want {
 			t.Fatalf("turn %d went to one that has %d thousandths", i, got.share.Load())
 		}

@@ -68,6 +68,9 @@ func (c *Conn) heldBack(d time.Duration) {
 	c.mu.Unlock()
 }
 
+// idled reports that the turn so far was of no use. The caller holds mu.
+func (c *Conn) idled() bool { return c.served < little && time.Since(c.slotAt)-c.limited > idleAfter }
+
 // useless reports that the slot moves so little that others should have it. The
 // caller holds mu.
 func (c *Conn) useless() bool {
@@ -137,7 +140,7 @@ func (c *Conn) drained() {
 	idle := len(c.uploads) == 0 && !c.sending
 	var next *Conn
 	if idle {
-		next = c.e.slots.release(c, c.served)
+		next = c.e.slots.release(c, c.idled())
 	}
 	c.mu.Unlock()
 	next.granted()
@@ -158,7 +161,7 @@ func (c *Conn) lendSlot() {
 		c.lend.Reset(c.e.cfg.Lend)
 	default:
 		c.lending = false
-		next = c.e.slots.release(c, c.served)
+		next = c.e.slots.release(c, c.idled())
 	}
 	c.mu.Unlock()
 	next.granted()
@@ -173,7 +176,7 @@ func (c *Conn) nextBlock(last int) (b block, ok bool) {
 	}
 	b = c.uploads[0]
 	if useless := c.useless(); useless || c.turnOver(b.index != last) {
-		if next, yielded := c.e.slots.yield(c, c.served, useless); yielded {
+		if next, yielded := c.e.slots.yield(c, c.idled(), useless); yielded {
 			c.refuse()
 			c.mu.Unlock()
 			next.granted()

@@ -87,6 +87,20 @@ func (b *body) Close() error {
 // errTooLong means that a bounded body is longer than its bound.
 var errTooLong = errors.New("the body is too long")
 
+// readLong is readAll for a body of length bytes, if that is not negative: it
+// takes no more memory than that.
+func readLong(r io.Reader, length, n int64) ([]byte, error) {
+	if length < 0 || length > n {
+		return readAll(r, n)
+	}
+	b := make([]byte, length)
+	m, err := io.ReadFull(r, b)
+	if err == io.EOF && length == 0 {
+		err = nil
+	}
+	return b[:m], err
+}
+
 // readAll returns a body of at most n bytes. It does not close it.
 func readAll(r io.Reader, n int64) ([]byte, error) {
 	b, err := io.ReadAll(io.LimitReader(r, n+1))
@@ -102,7 +116,7 @@ const (
 	smallBody = 64 << 10
 	// maxBodies is how much of longer ones one upstream may have in memory at
 	// once, in bytes, while they are read and parsed.
-	maxBodies = 4 * registry.MaxManifestSize
+	maxBodies = 2 * registry.MaxManifestSize
 )
 
 // reserve waits, no longer than for the headers of an answer, until there is

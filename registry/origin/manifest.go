@@ -99,7 +99,7 @@ func (q *call) manifest(ctx context.Context, ref string) (*Manifest, error) {
 		return nil, q.failed(ctx, err)
 	}
 	defer release()
-	b, err := readAll(resp.Body, registry.MaxManifestSize)
+	b, err := readLong(resp.Body, resp.ContentLength, registry.MaxManifestSize)
 	switch {
 	case errors.Is(err, errTooLong):
 		return nil, q.badAnswer("a manifest of more than %d bytes", registry.MaxManifestSize)

@@ -75,7 +75,7 @@ func (q *call) pass(ctx context.Context) (*http.Response, error) {
 		return nil, q.failed(ctx, err)
 	}
 	defer release()
-	b, err := readAll(resp.Body, maxPassBody)
+	b, err := readLong(resp.Body, resp.ContentLength, maxPassBody)
 	switch {
 	case errors.Is(err, errTooLong):
 		return nil, q.badAnswer("a listing of more than %d bytes", maxPassBody)
