@@ -42,7 +42,7 @@ func (c *Core) meet(m *member) {
 	}
 	if len(from) <= should+1 {
 		for _, other := range from {
-			if other.degree() < may && !c.crowded(other, m) {
+			if other.degree() < may {
 				c.link(m, other)
 			}
 		}
@@ -152,7 +152,7 @@ func linkable(a, b *member) bool {
 
 // link makes neighbours of two members and tells them.
 func (c *Core) link(a, b *member) {
-	if !linkable(a, b) {
+	if !linkable(a, b) || c.crowded(a, b) || c.crowded(b, a) {
 		return
 	}
 	acquaint(a.peer.who, b.peer.who)
