@@ -232,6 +232,16 @@ func steal(t *testing.T, addr string, d digest.Digest, size int64) ([]byte, erro
 	return got.Bytes(), nil
 }
 
+// stored waits until so many blobs are complete on a node.
+func stored(t *testing.T, n *rig.Daemon, blobs float64) {
+	rig.Eventually(t, "blobs are complete", rig.Limit, func() error {
+		if got := n.Metric(`shoal_store_blobs{state="complete"}`); got < blobs {
+			return fmt.Errorf("%v of %v", got, blobs)
+		}
+		return nil
+	})
+}
+
 // A node that has no scheduler shares with nobody: no port of it gives a private
 // blob to those who know the digest.
 func TestNodeAloneServesNoPeer(t *testing.T) {
@@ -248,6 +258,7 @@ func TestNodeAloneServesNoPeer(t *testing.T) {
 	if r := by(t, n, "", "app/blobs/"+layer.Digest.String()); r.Status != 401 {
 		t.Fatalf("nobody, at the mirror: %v", r)
 	}
+	stored(t, n, 1)
 	got, err := steal(t, addr, layer.Digest, layer.Size)
 	if err == nil || len(got) > 0 {
 		t.Errorf("nobody gets %d bytes of %d at the peer port, right: %v", len(got), layer.Size, digest.FromBytes(got) == layer.Digest)
@@ -271,6 +282,7 @@ func TestStrangerAtPeerPortGetsNothingPrivate(t *testing.T) {
 			}
 		}
 	}
+	stored(t, n, 4)
 	check := func(n *rig.Daemon, when string) {
 		t.Helper()
 		rig.Eventually(t, "what is public is shared", rig.Limit, func() error {
