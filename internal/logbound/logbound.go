@@ -15,8 +15,9 @@ import (
 
 const (
 	// MaxValue bounds one value of a line, in bytes. What is cut off is
-	// counted in its place.
-	MaxValue = 256
+	// counted in its place. The cause of an error stands at its end: that of a
+	// failed handshake after some 300 bytes.
+	MaxValue = 1024
 	// perSecond and burst bound the lines of one message, which is a constant
 	// of the program and so a cause.
 	perSecond = 5
