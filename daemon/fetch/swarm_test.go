@@ -300,7 +300,7 @@ func TestConviction(t *testing.T) {
 // the end; a range that is asked for after a cut is refused.
 func TestRangesHaveNoBytesOfPeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newSwarmFixture(t, 4*MiB, Config{})
+		f := newSwarmFixture(t, 4*MiB, Config{Linger: time.Minute})
 		wrong := altered(altered(f.blob, MiB+9), 3*MiB)
 		half := &fakePeer{id: "half", claims: wrong, sends: wrong, publisher: "half"}
 		r := f.begin()
