@@ -19,6 +19,7 @@ import (
 	v1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/shoalproject/shoal/daemon"
+	"github.com/shoalproject/shoal/layout"
 	"github.com/shoalproject/shoal/registry/registrytest"
 	"github.com/shoalproject/shoal/scheduler/api"
 	"github.com/shoalproject/shoal/scheduler/jobs"
@@ -472,5 +473,31 @@ func TestSwarmResumes(t *testing.T) {
 	n.blob(d)
 	if sent := o.Sent(d); sent > size+4<<20 {
 		t.Errorf("the origin sent %d bytes, %d of them before", sent, had)
+	}
+}
+
+// An image in an index within an index comes whole, on a node and in a layout.
+func TestIndexWithinIndex(t *testing.T) {
+	o := registrytest.New(t)
+	img := o.AddImage("app", "flat", noise(1, 200<<10))
+	child := img.Manifest
+	child.Platform = &v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
+	o.AddIndex("app", "nested", o.AddIndex("app", "inner", child))
+	s := startScheduler(t)
+	nodes := startCluster(t, o, 2, []*sched{s}, func(c *daemon.Config) { c.Auth = "open" })
+	c := s.client(t)
+	job := create(t, c, 2, api.Request{Spec: jobs.Spec{Images: []string{upstream + "/app:nested"}}})
+	wantState(t, ended(t, c, job.ID), jobs.Done)
+	for _, n := range nodes {
+		n.stored(img.Layers[0].Digest, true)
+	}
+	dir := filepath.Join(t.TempDir(), "layout")
+	src := layout.Source{Mirror: nodes[0].url, Repository: upstream + "/app", Reference: "nested", Platforms: []string{own}, Matches: jobs.PlatformMatches}
+	if _, err := layout.Pull(t.Context(), src, "nested", target(t, "oci:"+dir), noProgress); err != nil {
+		t.Fatal(err)
+	}
+	files := readDir(t, dir)
+	if complete(t, files); files["blobs/sha256/"+img.Layers[0].Digest.Encoded()] == nil {
+		t.Error("the layout lacks the layer")
 	}
 }
