@@ -92,7 +92,7 @@ config.json, which it also finds by itself; other settings need a restart.`,
 	f.Var(newBytes(&cfg.OriginRate), "origin-rate", "`SIZE` per second read from all origins together; 0 is no limit")
 	f.DurationVar(&cfg.TagTTL, "tag-ttl", cfg.TagTTL, "`TIME` that a tag stays resolved")
 	f.IntVar(&cfg.MaxConnections, "max-connections", cfg.MaxConnections, "`NUMBER` of connections to the mirror at once; idle ones make room, then more are closed at once")
-	f.IntVar(&cfg.MaxDownloads, "max-downloads", cfg.MaxDownloads, "`NUMBER` of blobs in flight at once; more wait")
+	f.IntVar(&cfg.MaxDownloads, "max-downloads", cfg.MaxDownloads, "`NUMBER` of blobs in flight at once; a registry has a fair share of them, and more are served past the store")
 	f.DurationVar(&cfg.ShutdownGrace, "shutdown-grace", cfg.ShutdownGrace, "`TIME` that responses may still take after a signal to stop")
 	log.addFlags(f)
 	f.String("config", "", "YAML `FILE` with any of these settings")
