@@ -240,8 +240,8 @@ func (b *privateBed) nothingIsKept(t *testing.T) {
 // elsewhere.
 func TestPrivateImageAtAPeer(t *testing.T) {
 	scheduler := NewNode(t, "scheduler").StartScheduler(t, SchedulerConfig{})
-	b := newPrivateBed(t, "--scheduler", scheduler.Addr)
-	second := b.startDaemon(t, NewNode(t, "second"), "--scheduler", scheduler.Addr)
+	b := newPrivateBed(t, "--scheduler", scheduler.Addr, "--peer-plaintext-private")
+	second := b.startDaemon(t, NewNode(t, "second"), "--scheduler", scheduler.Addr, "--peer-plaintext-private")
 	for _, d := range []*Daemon{b.daemon, second} {
 		Eventually(t, "the daemon has a scheduler", 30*time.Second, func() error {
 			if v, err := d.Metric("shoal_scheduler_connected"); err != nil || v != 1 {
