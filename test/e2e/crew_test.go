@@ -25,14 +25,18 @@ type crew struct {
 }
 
 // newCrew starts a scheduler with each of these --job-store, and daemons. With
-// private set, the registry wants tokens, and commands have the password.
+// private set, the registry wants tokens, commands have the password, and nodes
+// have certificates: those without get no credentials of a job.
 func newCrew(t *testing.T, daemons int, private bool, stores ...string) *crew {
 	t.Helper()
 	c := &crew{head: NewNode(t, "head")}
 	c.registry = NewNode(t, "origin").StartRegistry(t)
 	c.host, c.docker = c.registry.Origin.Addr, c.head.Write(t, "{}", "config.json")
 	auth := "open"
+	identity := func(*Node) *Identity { return nil }
 	if private {
+		ca := NewCA(t, "the crew's CA")
+		identity = func(n *Node) *Identity { return ca.Issue(t, n, ca) }
 		gate, _ := newTokenGate(t, c.head.Addr, c.registry.Origin.URL())
 		password := base64.StdEncoding.EncodeToString([]byte(gateUser + ":" + gatePassword))
 		c.host, auth = gate.Addr, "relay"
@@ -44,13 +48,14 @@ func newCrew(t *testing.T, daemons int, private bool, stores ...string) *crew {
 		if store == "file" {
 			store = n.Path("jobs.db")
 		}
-		s := n.StartScheduler(t, SchedulerConfig{Extra: []string{"--job-store", store}})
+		s := n.StartScheduler(t, SchedulerConfig{Identity: identity(n), Extra: []string{"--job-store", store}})
 		c.schedulers, addrs = append(c.schedulers, s), append(addrs, s.Addr)
 	}
 	for i := range daemons {
 		n := NewNode(t, fmt.Sprintf("node%d", i+1))
 		c.daemons = append(c.daemons, n.StartDaemon(t, DaemonConfig{
 			Registries: []string{c.host + "=http://" + c.host}, Schedulers: addrs, Auth: auth,
+			Identity: identity(n),
 		}))
 	}
 	for _, s := range c.schedulers {

@@ -93,10 +93,12 @@ func TestPreheat(t *testing.T) {
 	gate, closeGate := newTokenGate(t, network.Addr, registry.Origin.URL())
 	ref := gate.Addr + "/" + repository + ":" + tag
 
+	// Nodes without certificates get no credentials of a job.
+	ca := NewCA(t, "the cluster's CA")
 	head := network.NewNode(t, "scheduler")
 	const token = "the-token-of-the-job-api"
 	tokenFile := head.Write(t, token, "token")
-	scheduler := head.StartScheduler(t, SchedulerConfig{Extra: []string{"--api-token-file", tokenFile, "--job-store", head.Path("jobs.db")}})
+	scheduler := head.StartScheduler(t, SchedulerConfig{Identity: ca.Issue(t, head, ca), Extra: []string{"--api-token-file", tokenFile, "--job-store", head.Path("jobs.db")}})
 	type member struct {
 		*Node
 		daemon     *Daemon
@@ -107,6 +109,7 @@ func TestPreheat(t *testing.T) {
 		n := network.NewNode(t, fmt.Sprintf("node%d", i+1))
 		m := member{Node: n, daemon: n.StartDaemon(t, DaemonConfig{
 			Registries: []string{gate.Addr + "=http://" + gate.Addr}, Schedulers: []string{scheduler.Addr},
+			Identity: ca.Issue(t, n, ca),
 			// The registry gives it to whoever has the password, and, while
 			// nobody can ask, the nodes to whoever asks them.
 			Auth: "relay", Extra: []string{"--auth-offline", "all"},

@@ -28,11 +28,19 @@ type privateBed struct {
 	bed
 	realm *Realm
 	front *Tap
+	ca    *CA // issues the certificates of the daemons, if set
 }
 
 func newPrivateBed(t *testing.T, extra ...string) *privateBed {
 	t.Helper()
-	b := &privateBed{bed: bed{image: newImage(t, MultiPlatform)}}
+	return newPrivateBedWithCA(t, nil, extra...)
+}
+
+// newPrivateBedWithCA is newPrivateBed whose daemons have certificates of the CA:
+// without them they share no private image.
+func newPrivateBedWithCA(t *testing.T, ca *CA, extra ...string) *privateBed {
+	t.Helper()
+	b := &privateBed{bed: bed{image: newImage(t, MultiPlatform)}, ca: ca}
 	origin := NewNode(t, "origin")
 	b.realm = origin.StartRealm(t, map[string]RealmUser{
 		"alice": {Password: alicePassword, Pull: []string{repository}},
@@ -51,10 +59,14 @@ func newPrivateBed(t *testing.T, extra ...string) *privateBed {
 
 func (b *privateBed) startDaemon(t *testing.T, n *Node, extra ...string) *Daemon {
 	t.Helper()
-	return n.StartDaemon(t, DaemonConfig{
+	config := DaemonConfig{
 		Registries: []string{upstream + "=" + b.registry.Origin.URL()}, DefaultRegistry: upstream,
 		Auth: "relay", Extra: append([]string{"--log-level", "debug"}, extra...),
-	})
+	}
+	if b.ca != nil {
+		config.Identity = b.ca.Issue(t, n, b.ca)
+	}
+	return n.StartDaemon(t, config)
 }
 
 func scopeOf(repo string) string { return "repository:" + repo + ":pull" }
@@ -239,9 +251,10 @@ func (b *privateBed) nothingIsKept(t *testing.T) {
 // Neither does a peer that has nothing of it give bob what alice pulled
 // elsewhere.
 func TestPrivateImageAtAPeer(t *testing.T) {
-	scheduler := NewNode(t, "scheduler").StartScheduler(t, SchedulerConfig{})
-	b := newPrivateBed(t, "--scheduler", scheduler.Addr, "--peer-plaintext-private")
-	second := b.startDaemon(t, NewNode(t, "second"), "--scheduler", scheduler.Addr, "--peer-plaintext-private")
+	ca, head := NewCA(t, "the cluster's CA"), NewNode(t, "scheduler")
+	scheduler := head.StartScheduler(t, SchedulerConfig{Identity: ca.Issue(t, head, ca)})
+	b := newPrivateBedWithCA(t, ca, "--scheduler", scheduler.Addr)
+	second := b.startDaemon(t, NewNode(t, "second"), "--scheduler", scheduler.Addr)
 	for _, d := range []*Daemon{b.daemon, second} {
 		Eventually(t, "the daemon has a scheduler", 30*time.Second, func() error {
 			if v, err := d.Metric("shoal_scheduler_connected"); err != nil || v != 1 {
