@@ -221,6 +221,48 @@ func index(o *registrytest.Origin, tag string, seed int, platforms ...string) ma
 	return layers
 }
 
+// What a preheat brought is served while the origin is away: to those who bring
+// the credential of the job, or, if the job used the node's own credentials, to
+// those for whom these speak.
+func TestPreheatedImageWhileOriginIsDown(t *testing.T) {
+	for _, auth := range []string{"relay", "node"} {
+		t.Run(auth, func(t *testing.T) {
+			o := private(t)
+			img := o.AddImage("app", "v1", noise(1, 100000))
+			tls, identity := secured(t)
+			s := startScheduler(t, tls)
+			n := startCluster(t, o, 1, []*sched{s}, identity, func(c *daemon.Config) {
+				c.Auth, c.PermissionTTL = auth, time.Nanosecond
+				if auth == "node" {
+					c.DockerConfig = filepath.Join(t.TempDir(), "config.json")
+					content := fmt.Sprintf(`{"auths":{%q:{"username":"puller","password":"geheim-und-lang"}}}`, upstream)
+					if err := os.WriteFile(c.DockerConfig, []byte(content), 0o600); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})[0]
+			request := api.Request{Spec: jobs.Spec{Images: []string{upstream + "/app:v1"}}}
+			permitted, others := []string(nil), []string{"Authorization", "Bearer made-up"}
+			if auth == "relay" {
+				request.Credentials = token(o)
+				permitted = []string{"Authorization", request.Credentials[upstream+"/app"]}
+			}
+			c := s.client(t)
+			wantState(t, ended(t, c, create(t, c, 1, request).ID), jobs.Done)
+			n.settled()
+			o.Down()
+			for _, path := range []string{manifestPath("v1"), manifestPath(img.Manifest.Digest.String()), blobPath(img.Layers[0].Digest)} {
+				if a := n.get(path, permitted...); a.StatusCode != http.StatusOK {
+					t.Errorf("%s, to whom it was permitted: status %d", path, a.StatusCode)
+				}
+				if a := n.get(path, others...); a.StatusCode != http.StatusServiceUnavailable {
+					t.Errorf("%s, to others: status %d", path, a.StatusCode)
+				}
+			}
+		})
+	}
+}
+
 func TestPreheatTargets(t *testing.T) {
 	o := registrytest.New(t)
 	s := startScheduler(t)

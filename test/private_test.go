@@ -474,3 +474,22 @@ func TestSwarmPublicRequests(t *testing.T) {
 		t.Errorf("too many requests: %v", o.Requests())
 	}
 }
+
+// A mirror that others than its own machine reach, and that asks nobody who they
+// are, says so when it starts.
+func TestOpenMirrorIsWarnedOf(t *testing.T) {
+	const warning = "everyone who reaches the mirror may read what it can get"
+	o := registrytest.New(t)
+	for _, c := range []struct {
+		listen, auth string
+		warned       bool
+	}{
+		{"127.0.0.1:0", "open", false}, {"0.0.0.0:0", "relay", false}, {"0.0.0.0:0", "open", true}, {"0.0.0.0:0", "node", true},
+	} {
+		n := startNode(t, o, func(cfg *daemon.Config) { cfg.Listen, cfg.Auth = c.listen, c.auth })
+		eventually(t, "the node serves", func() bool { return strings.Contains(n.logs.String(), "msg=serving") })
+		if got := strings.Contains(n.logs.String(), warning); got != c.warned {
+			t.Errorf("%s on %s: warned %v", c.auth, c.listen, got)
+		}
+	}
+}

@@ -260,6 +260,14 @@ func TestReachable(t *testing.T) {
 			t.Errorf("%s seen at %s: %s, %v", c.advertised, c.seen, got, err)
 		}
 	}
+	for _, advertised := range []string{
+		"127.0.0.1:1", "localhost:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "169.254.169.254:80", "[fe80::1]:1",
+		"224.0.0.1:1", "255.255.255.255:1", "10.0.0.8",
+	} {
+		if got, err := reachable(advertised, netip.MustParseAddr("10.0.0.7")); err == nil {
+			t.Errorf("%s seen at 10.0.0.7 is taken for %s", advertised, got)
+		}
+	}
 }
 
 // When the server stops, every stream ends with the reason, and none begins.
