@@ -36,7 +36,7 @@ func (s *scene) afterwards(ctx context.Context) error {
 	}{
 		{second.name + ": the origin flips a bit", s.lie, is(second), "v2", true},
 		{first.name + " again, the origin is down", s.down, is(first), "v1", false},
-		{first.name + " again, a bit on its disk flips", func() error { return rot(first.dir) }, is(first), "v1", false},
+		{first.name + " again, a bit on its disk flips", func() error { return rot(ctx, first.dir) }, is(first), "v1", false},
 		{"a new node, the origin still down", nil, s.addNode, s.image.Manifest.Digest.String(), false},
 	} {
 		if step.before != nil {
@@ -104,8 +104,23 @@ func (s *scene) down() error {
 	return nil
 }
 
-// rot flips a bit of the biggest file in a node's store.
-func rot(dir string) error {
+// rot flips a bit of the biggest file in a node's store, once all that the node
+// pulled stands there: a pull is answered before its blobs are durable.
+func rot(ctx context.Context, dir string) error {
+	for {
+		unfinished, err := os.ReadDir(filepath.Join(dir, "partial"))
+		if err != nil {
+			return err
+		}
+		if len(unfinished) == 0 {
+			break
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 	file, err := biggest(dir)
 	if err != nil {
 		return err

@@ -247,13 +247,18 @@ func (f *Fetcher) Open(ctx context.Context, req Request) (*Reader, error) {
 			if !req.Proven {
 				return nil, errors.Join(ErrUnproven, blob.Close())
 			}
+			if !req.Whole && f.wasCut(req.Digest) {
+				// It has been fetched afresh already, but whoever asks for the rest
+				// has a wrong beginning.
+				return nil, errors.Join(f.refuseRest(req), blob.Close())
+			}
 			f.stats.hits.Add(1)
 			return &Reader{fetcher: f, req: req, size: blob.Size(), blob: blob}, nil
 		} else if !errors.Is(err, ErrNotFound) {
 			f.cfg.Logger.Warn("store cannot open blob", "digest", req.Digest, "err", err)
 		}
 		if !req.Whole && f.wasCut(req.Digest) {
-			return nil, &BadBlobError{Digest: req.Digest, Source: req.Source.Key(), Err: errCutShort}
+			return nil, f.refuseRest(req)
 		}
 		fl, src, err := f.board(ctx, req)
 		if errors.Is(err, errFull) {
@@ -443,6 +448,10 @@ var errCutShort = errors.New("its bodies were just cut short for a wrong digest;
 // cutShort notes that bodies of a blob are cut short. A runtime asks for the
 // rest at once, and must not get that: what it has is wrong.
 func (f *Fetcher) cutShort(d digest.Digest) { f.cut.Add(d, time.Now().Add(f.cfg.Linger)) }
+
+func (f *Fetcher) refuseRest(req Request) error {
+	return &BadBlobError{Digest: req.Digest, Source: req.Source.Key(), Err: errCutShort}
+}
 
 func (f *Fetcher) wasCut(d digest.Digest) bool {
 	until, ok := f.cut.Get(d)

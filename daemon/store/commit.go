@@ -41,8 +41,9 @@ func (p *Partial) Commit() error {
 	}
 	// Syncing may take long. Who changes the file meanwhile changes what was
 	// verified, which the time of its last write tells. Nothing is proven by
-	// one that cannot be told. What Verify read longer ago may have changed since:
-	// those pieces are hashed again when they are first used.
+	// one that cannot be told. What Verify read longer ago, or before somebody
+	// else wrote to the file, may have changed since: those pieces are hashed
+	// again when they are first used.
 	verifiedAs, _ := p.data.stat()
 	proven := p.readLately()
 	// Not tried again: after a failed fsync Linux takes the pages for clean,
@@ -68,6 +69,9 @@ func (p *Partial) readLately() *piece.Set {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	set := piece.NewSet(len(p.ordered))
+	if p.touchedLocked(p.data) {
+		return set
+	}
 	for i, at := range p.ordered {
 		if time.Since(at) < moment {
 			set.Add(i)

@@ -60,6 +60,7 @@ type Partial struct {
 	sums      []piece.Sum   // valid where have or claimed
 	right     []time.Time   // by piece: when its bytes last were what sums says
 	ordered   []time.Time   // by piece: when Verify read it
+	wrote     int64         // mtime of data after the last own write; valid when all are visible
 	rotten    error         // what is on the disk is not what was written
 	have      *piece.Set    // visible
 	claimed   *piece.Set    // disjoint from have and busy
@@ -354,6 +355,11 @@ func (p *Partial) settle(i int, visible bool, sum piece.Sum) {
 	if visible {
 		p.sums[i], p.right[i] = sum, time.Now()
 		p.have.Add(i)
+		if p.wholeLocked() {
+			// Nobody writes any more. The zero of an error fits no file.
+			info, _ := p.data.stat()
+			p.wrote = info.mtime
+		}
 		p.announceLocked()
 	}
 }
@@ -365,18 +371,30 @@ func (p *Partial) announceLocked() {
 
 // moment is how long what was hashed is taken for unchanged. A file changes under
 // a daemon if the disk rots or somebody writes there; while the blob comes, its
-// times change all the while and tell nothing.
+// times change all the while and tell nothing. Once all of it is there, they tell.
 const moment = time.Second
+
+func (p *Partial) wholeLocked() bool { return p.have.Count() == p.layout.Count() }
+
+// touchedLocked reports whether somebody else has written to the file f of the
+// blob since all of it came.
+func (p *Partial) touchedLocked(f file) bool {
+	if !p.wholeLocked() {
+		return false
+	}
+	info, err := f.stat()
+	return err != nil || info.mtime != p.wrote
+}
 
 // sound hashes piece i, which is visible, again by f, unless that was done a
 // moment ago. The error is ErrCorrupt if the piece has changed since.
 func (p *Partial) sound(f file, i int) error {
-	if p.lately(i) {
+	if p.lately(f, i) {
 		return nil
 	}
 	p.rereading.Lock()
 	defer p.rereading.Unlock()
-	if p.lately(i) { // another reader has done so
+	if p.lately(f, i) { // another reader has done so
 		return nil
 	}
 	got, err := sumOf(f, p.layout, i)
@@ -392,11 +410,12 @@ func (p *Partial) sound(f file, i int) error {
 	return p.rotLocked(err)
 }
 
-// lately reports whether piece i was right a moment ago, or is not visible.
-func (p *Partial) lately(i int) bool {
+// lately reports whether piece i of the file f was right a moment ago, or is not
+// visible.
+func (p *Partial) lately(f file, i int) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !p.have.Has(i) || time.Since(p.right[i]) < moment
+	return !p.have.Has(i) || time.Since(p.right[i]) < moment && !p.touchedLocked(f)
 }
 
 // rotLocked notes that the blob has changed on the disk: it is not kept.

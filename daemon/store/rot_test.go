@@ -209,6 +209,52 @@ func TestRotWhileComing(t *testing.T) {
 	})
 }
 
+// A bit that flips as soon as all of a blob has come and was verified is found
+// too, however short a time ago its piece was hashed: the file's time tells.
+func TestRotAfterVerify(t *testing.T) {
+	b := content(10, 3*testPiece)
+	d := digest.FromBytes(b)
+	s := bigStore(t)
+	p, err := s.Partial(d, int64(len(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if err := writePiece(p, b, i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Verify(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r, err := p.Reader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := r.CopyRange(io.Discard, 0, int64(len(b))); err != nil {
+		t.Fatalf("nothing has changed yet: %v", err)
+	}
+	path := s.partialPath(d)
+	flip(t, path, testPiece+9)
+	// Where the clock of files ticks slowly, the last write may be as old.
+	later := time.Now().Add(time.Second)
+	if err := os.Chtimes(path, later, later); err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	if n, err := r.CopyRange(&got, 0, int64(len(b))); !errors.Is(err, ErrCorrupt) || n != testPiece || !bytes.Equal(got.Bytes(), b[:testPiece]) {
+		t.Errorf("CopyRange = %d, %v", n, err)
+	}
+	if err := p.Commit(); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("what is known to be rotten is kept: %v", err)
+	}
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	finish(t, s, b, 1)
+}
+
 // Of a blob that rots before it is hashed in order, no sender is to blame: what is
 // left of it is kept, and the rest comes again.
 func TestRotBeforeVerify(t *testing.T) {

@@ -152,7 +152,7 @@ func (r *PartialReader) CopyRange(w io.Writer, off, n int64) (sent int64, err er
 			return sent, err
 		}
 		upTo := spanEnd(l, i)
-		for upTo < end && r.p.lately(l.Index(upTo)) {
+		for upTo < end && r.p.lately(r.f, l.Index(upTo)) {
 			upTo = spanEnd(l, l.Index(upTo))
 		}
 		part := min(upTo, end) - off
