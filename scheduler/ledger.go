@@ -65,7 +65,7 @@ func (c *Core) deal(sw *swarm, r *ring) {
 			}
 		}
 	}
-	if l := r.ledger; l != nil && l.seeded && !r.rationed && seeds < wanters {
+	if l := r.ledger; l != nil && l.seeded && !r.rationed && proved < wanters {
 		c.ration(r)
 	}
 }
