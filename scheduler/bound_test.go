@@ -1,6 +1,9 @@
 package scheduler
 
-import "testing"
+import (
+	"fmt"
+	"testing"
+)
 
 // A message that names pieces again and again costs no more than one that names
 // each once.
@@ -77,5 +80,30 @@ func TestSizesBounded(t *testing.T) {
 	}
 	if err := check(c); err != nil {
 		t.Error(err)
+	}
+}
+
+// One identity gets as many of a peer's neighbours as a peer should have, and
+// leaves what it may have beyond that to others.
+func TestOneIdentitySurroundsNobody(t *testing.T) {
+	cfg := DefaultConfig()
+	c := New(cfg)
+	join := func(id PeerID, identity string) {
+		c.Step(0, id, Hello{Addr: "a:1", Identity: identity})
+		c.Step(0, id, Join{Blob: "B", Size: size("40")})
+	}
+	join("victim", "192.0.2.1")
+	for i := range 300 {
+		join(PeerID(fmt.Sprint("x", i)), "192.0.2.2")
+	}
+	victim := c.peers["victim"].blobs["B"]
+	if n := kin(victim, c.peers["x0"].who); n < 1 || n > cfg.Degree {
+		t.Errorf("one identity has %d of its neighbours", n)
+	}
+	for i := range 30 {
+		join(PeerID(fmt.Sprint("y", i)), fmt.Sprint("192.0.3.", i))
+	}
+	if n := len(victim.links); n <= cfg.Degree {
+		t.Errorf("others find no room: it has %d neighbours", n)
 	}
 }

@@ -146,3 +146,14 @@ func TestManifestRefused(t *testing.T) {
 		}
 	}
 }
+
+// A manifest is no permission for what it says to be elsewhere.
+func TestElsewhereProvesNothing(t *testing.T) {
+	here, elsewhere := digest.FromString("here"), digest.FromString("elsewhere")
+	f := factsOf(registry.Manifest{Blobs: []v1.Descriptor{
+		{Digest: here}, {Digest: elsewhere, URLs: []string{"https://elsewhere.test/x"}},
+	}})
+	if len(f.named) != 2 || len(f.inside) != 1 || f.inside[0] != here {
+		t.Errorf("named %v, inside the repository %v", f.named, f.inside)
+	}
+}
