@@ -39,7 +39,7 @@ func mostCopies(t *testing.T, o *registrytest.Origin, size int, most float64) {
 // Who holds a blob whole serves it to all others, about once, with the origin
 // down.
 func TestSwarmSeed(t *testing.T) {
-	const size = 16 << 20
+	const size = 48 << 20
 	o := registrytest.New(t)
 	d := o.AddBlob("app", noise(1, size))
 	nodes := startCluster(t, o, 8, []*sched{startScheduler(t)})
