@@ -134,9 +134,10 @@ func TestPartLeftByCredentialStaysPrivate(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			l := &ledger{}
 			f := newFixture(t, 2*MiB, Config{Cluster: l})
+			opened := make(chan struct{}) // else the cut may come before the reader
 			f.origin.script = func(n int, _ int64) behaviour {
 				if n == 0 {
-					return behaviour{cut: MiB}
+					return behaviour{cut: MiB, gate: opened}
 				}
 				return behaviour{}
 			}
@@ -144,6 +145,7 @@ func TestPartLeftByCredentialStaysPrivate(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			close(opened)
 			if _, err := r.CopyRange(t.Context(), &bytes.Buffer{}, 0, r.Size()); err == nil {
 				t.Fatal("the origin was cut, and nothing failed")
 			}
