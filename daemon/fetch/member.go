@@ -58,6 +58,7 @@ type Member struct {
 	renewed    time.Time
 	missed     time.Time
 	rescue     rescue
+	stuck      bool      // nothing was to be had for missingAfter
 	originErr  error     // of the last attempt
 	sourcesOff time.Time // until when sources that failed are left alone
 }
@@ -452,6 +453,7 @@ func (m *Member) clip(r scheduler.Run) (first, end int) {
 
 func (m *Member) assigned(a *scheduler.Assign) {
 	first, end := m.clip(a.Run)
+	banned := a.From.Peer != "" && m.fl.fetcher.bans.has(a.From.Peer)
 	if a.From.Peer == "" {
 		m.progress = time.Now() // what a peer is to bring counts when it comes
 	}
@@ -463,11 +465,14 @@ func (m *Member) assigned(a *scheduler.Assign) {
 			m.nudge()
 		case a.From.Peer == "":
 			m.duty.Add(i)
+		case banned:
+			m.imports[i] = a.From.Peer
+			m.returnImport(i, scheduler.ReasonStalled)
 		default:
 			m.imports[i] = a.From.Peer
 		}
 	}
-	if a.From.Peer != "" {
+	if a.From.Peer != "" && !banned {
 		m.approach(a.From, 0)
 	}
 }

@@ -106,17 +106,26 @@ func (m *Member) insist(ctx context.Context, n scheduler.Neighbour, err error) e
 func (m *Member) unreachable(n *neighbour) {
 	delete(m.near, n.Peer)
 	m.out.push(scheduler.Report{Blob: scheduler.Digest(m.fl.digest), Peer: n.Peer, Reason: scheduler.ReasonDead})
-	for i, from := range m.imports {
-		if from == n.Peer {
-			m.returnImport(i, scheduler.ReasonDead)
-		}
-	}
+	m.returnImports(n.Peer, scheduler.ReasonDead)
 	m.nudge()
 }
 
-// returnImport hands a piece back that was to come from a peer. The caller
-// holds the flight's mu.
+// returnImports hands back all pieces that were to come from a peer, so that
+// others are asked for them. The caller holds the flight's mu.
+func (m *Member) returnImports(id scheduler.PeerID, why scheduler.Reason) {
+	for i, from := range m.imports {
+		if from == id {
+			m.returnImport(i, why)
+		}
+	}
+}
+
+// returnImport hands a piece back that was to come from a peer, unless that was
+// done. The caller holds the flight's mu.
 func (m *Member) returnImport(i int, why scheduler.Reason) {
+	if _, assigned := m.imports[i]; !assigned {
+		return
+	}
 	delete(m.imports, i)
 	m.out.push(scheduler.GiveBack{Blob: scheduler.Digest(m.fl.digest), Run: scheduler.Run{First: i, Count: 1}, Reason: why})
 	m.nudge()
@@ -197,8 +206,9 @@ func (m *Member) Closed(p Peer, reason error) {
 	m.schedule()
 }
 
-// bound reports whether reserved neighbours are.
-func (m *Member) bound() bool { return m.connected && !m.refused && !m.fl.follows }
+// bound reports whether the member leaves reserved neighbours, and what was
+// assigned, to the scheduler: not while that one lets it wait for long.
+func (m *Member) bound() bool { return m.connected && !m.refused && !m.fl.follows && !m.stuck }
 
 // wanted reports whether a piece is to be had from whoever has it. The caller
 // holds the flight's mu.
@@ -310,12 +320,13 @@ func (m *Member) ended(d *download, err error) error {
 	case errors.Is(err, ErrUnavailable):
 		return err
 	case errors.Is(err, ErrWrongPiece):
+		// The scheduler takes pieces that come back after the report for a fault
+		// of this node.
+		m.returnImports(l.ID(), scheduler.ReasonStalled)
+		delete(m.near, l.ID())
 		m.accuse(l, &wrongPieceError{d.piece, err})
-		l.Close(fmt.Errorf("it sent a wrong piece: %w", err))
+		l.Close(fmt.Errorf("it sent a wrong piece: %v", err)) // other pieces from it are lost, not wrong
 		m.x.remove(l)
-		if d.assigned {
-			m.returnImport(d.piece, scheduler.ReasonLiar)
-		}
 	default:
 		l.choked = l.Choked()
 		if !l.choked && !d.given {

@@ -43,7 +43,7 @@ const followMost = time.Minute
 // the same one as far as they know each other. It is empty for this node itself.
 // The caller holds the flight's mu.
 func (m *Member) leader() (first scheduler.Neighbour) {
-	if !m.bound() {
+	if !m.connected || m.refused || m.fl.follows {
 		return first
 	}
 	rank := func(name string) uint64 {
@@ -291,6 +291,8 @@ func (f *Fetcher) Ban(id scheduler.PeerID, d time.Duration) {
 				l.Close(fmt.Errorf("peer %s is banned", id))
 			}
 			delete(m.near, id)
+			m.returnImports(id, scheduler.ReasonStalled)
+			m.schedule()
 		}
 		fl.mu.Unlock()
 	}

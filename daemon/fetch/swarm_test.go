@@ -330,3 +330,98 @@ func TestRangesHaveNoBytesOfPeers(t *testing.T) {
 		f.readAll()
 	})
 }
+
+// handedBack counts the pieces that were, because their source does not bring them.
+func (c *fakeCluster) handedBack() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, msg := range c.sent {
+		if g, ok := msg.(scheduler.GiveBack); ok && g.Reason == scheduler.ReasonStalled {
+			n += g.Run.Count
+		}
+	}
+	return n
+}
+
+// down has the origin answer nothing.
+func (f *swarmFixture) down() {
+	f.origin.script = func(int, int64) behaviour { return behaviour{err: errors.New("origin is down")} }
+}
+
+// Pieces that the scheduler assigns from a node that this one keeps away from, or
+// leaves for a wrong piece, come from other nodes, and no origin is needed.
+func TestAssignedPiecesOfLiarComeFromOthers(t *testing.T) {
+	for _, known := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newSwarmFixture(t, 2*MiB, Config{})
+			f.down()
+			liar := &fakePeer{id: "liar", claims: f.blob, sends: make([]byte, len(f.blob)), publisher: "liar"}
+			honest := &fakePeer{id: "honest", claims: f.blob, sends: f.blob, publisher: "honest"}
+			r := f.begin()
+			defer r.Close()
+			count := r.flight.plan.layout.Count()
+			if known {
+				f.Ban("liar", time.Minute)
+			}
+			assign := &scheduler.Assign{Run: scheduler.Run{Count: count}, From: scheduler.Neighbour{Peer: "liar"}}
+			f.cluster.member.Tell(assign)
+			f.connect(liar)
+			synctest.Wait()
+			// It may be assigned once more, before the scheduler knows better.
+			f.cluster.member.Tell(assign)
+			synctest.Wait()
+			if back := f.cluster.handedBack(); back < count {
+				t.Errorf("known %v: %d of %d pieces handed back", known, back, count)
+			}
+			f.connect(honest)
+			began := time.Now()
+			f.read(r, 0, r.Size())
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("known %v: it took %v", known, took)
+			}
+		})
+	}
+}
+
+// A reader of the whole that finds the kept blob rotten goes on with the bytes of
+// peers, and needs no
+// origin: its last piece is held back until all is verified.
+func TestRottenBlobGoesOnFromPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newSwarmFixture(t, 4*MiB, Config{})
+		f.readAll()
+		f.down()
+		synctest.Wait()
+		r := f.begin()
+		defer r.Close()
+		if !f.mem.Corrupt(f.digest, 2*MiB) {
+			t.Fatal("nothing to corrupt")
+		}
+		honest := &fakePeer{id: "honest", claims: f.blob, sends: f.blob, publisher: "honest"}
+		time.AfterFunc(time.Millisecond, func() { f.connect(honest) }) // the new download has begun
+		began := time.Now()
+		f.read(r, 0, r.Size())
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// Where the scheduler assigns nothing and the origin is down, a member asks in the
+// end the neighbours that the scheduler keeps for assigned pieces.
+func TestReservedNeighboursHelpTheStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newSwarmFixture(t, 2*MiB, Config{})
+		f.down()
+		r := f.begin()
+		defer r.Close()
+		f.cluster.member.Tell(&scheduler.Swarm{Add: []scheduler.Neighbour{{Peer: "seed", Reserved: true}}})
+		seed := &fakePeer{id: "seed", claims: f.blob, sends: f.blob, publisher: "seed"}
+		f.connect(seed)
+		synctest.Wait()
+		if n := seed.requests(); n > 0 {
+			t.Errorf("%d pieces were asked at once of a reserved neighbour", n)
+		}
+		f.read(r, 0, r.Size())
+	})
+}

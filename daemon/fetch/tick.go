@@ -32,7 +32,7 @@ const (
 	// shunFor is how long others are asked before one that stalled.
 	shunFor = 5 * time.Second
 	// missingAfter is how long nothing is to be had before the scheduler is
-	// told, helpAfter before the member goes to the origin by itself,
+	// told and neighbours are asked that it keeps for others, helpAfter before the member goes to the origin by itself,
 	// and helpAlone the same when it knows that the origin fails, or that no
 	// scheduler is there.
 	missingAfter = 2 * time.Second
@@ -145,6 +145,7 @@ func (m *Member) tick(now time.Time) error {
 	}
 	m.pace.adapt(now, m.came, least)
 	m.renew(now)
+	m.stuck = now.Sub(later(m.progress, m.began)) >= missingAfter
 	m.schedule()
 	return m.help(now)
 }
