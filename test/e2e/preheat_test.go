@@ -142,6 +142,9 @@ func TestPreheat(t *testing.T) {
 	for _, d := range img.Blobs {
 		if sent := registry.Origin.Bytes(t, ForBlob(d.Digest)); sent < d.Size || float64(sent) > 1.05*float64(d.Size) {
 			t.Errorf("the origin sent %d of the %d bytes of %s", sent, d.Size, d.Digest)
+			for _, r := range registry.Origin.Requests(t, ForBlob(d.Digest)) {
+				t.Log(r)
+			}
 		}
 	}
 
