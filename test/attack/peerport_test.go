@@ -199,9 +199,10 @@ func TestOneAddressStarvesNobody(t *testing.T) {
 	const size = 64 << 20
 	o := registrytest.New(t)
 	s := rig.StartScheduler(t, rig.SchedulerConfig{})
+	// At this rate a pull takes long enough for twice its time to mean something.
 	start := func(name string) *rig.Daemon {
 		return rig.StartDaemon(t, rig.DaemonConfig{
-			Name: name, Schedulers: []*rig.Scheduler{s}, Registries: []string{at(o)}, Args: []string{"--auth", "open"},
+			Name: name, Schedulers: []*rig.Scheduler{s}, Registries: []string{at(o)}, Args: []string{"--auth", "open", "--upload-rate", "40MiB"},
 		})
 	}
 	holder, node := start("node-10"), start("node-11")
