@@ -211,12 +211,6 @@ func TestOneAddressStarvesNobody(t *testing.T) {
 
 	base := node.Blob(upstream, "app", quiet)
 	until(t, crowd(t, 100, "127.0.0.9", holder.Peer, idler(loud, size)), 100)
-	rig.Eventually(t, "requests find no slot", 30*time.Second, func() error {
-		if n := holder.Metric("shoal_peer_rejected_requests_total"); n < 50 {
-			return fmt.Errorf("%v were rejected", n)
-		}
-		return nil
-	})
 	o.ResetCounters()
 	under := node.Blob(upstream, "app", loud)
 	rig.AllRight(t, []rig.Result{base, under})
