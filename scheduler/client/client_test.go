@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -241,10 +242,28 @@ func TestLogOfLostScheduler(t *testing.T) {
 	})
 }
 
+// lockedBuffer is a log that the client writes to while the test reads.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 // A scheduler that takes connections and ends them at once fills no log either.
 func TestLogOfFlappingScheduler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
+		var log lockedBuffer
 		f := newFakes()
 		stable := atomic.Bool{}
 		_, stop := start(t, Config{Schedulers: []string{"a:1"}, Log: slog.New(slog.NewTextHandler(&log, nil)),
@@ -262,8 +281,8 @@ func TestLogOfFlappingScheduler(t *testing.T) {
 		if n := strings.Count(log.String(), "\n"); n > 20 {
 			t.Errorf("%d lines in an hour", n)
 		}
-		stable.Store(true)
 		before := strings.Count(log.String(), "scheduler connected")
+		stable.Store(true)
 		time.Sleep(30 * time.Second)
 		synctest.Wait()
 		if n := strings.Count(log.String(), "scheduler connected") - before; n != 1 {
