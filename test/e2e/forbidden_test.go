@@ -20,7 +20,8 @@ import (
 // has an allowed origin redirect and name realms there. The kernel counts what
 // leaves the node, and each connection that begins on its loopback: but for the
 // origin, the mirror and the admin port, there is none. Questions to a name
-// server are not counted; nobody answers them.
+// server are not counted, and nobody answers them; nor are the kernel's own
+// messages about groups and neighbours.
 func TestNoForbiddenPacket(t *testing.T) {
 	network := NewNetwork(t)
 	n := network.NewNode(t, "node")
@@ -62,7 +63,7 @@ counter strays {}
 set places { type ipv4_addr . inet_service; size 1024; flags dynamic; }
 chain output {
 type filter hook output priority 0; policy accept;
-ip6 nexthdr icmpv6 accept
+meta l4proto { icmpv6, igmp } accept
 oif lo tcp flags & (syn | ack) == syn tcp dport != { %s, %s } add @places { ip daddr . tcp dport } counter name strays
 oif != lo ip daddr %s tcp dport %s accept
 udp dport 53 reject
