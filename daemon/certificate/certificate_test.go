@@ -196,7 +196,7 @@ func TestAnotherName(t *testing.T) {
 	}
 }
 
-// Whoever does not prove the issuer's name gets no token.
+// A server that does not prove the issuer's name gets no token.
 func TestFalseIssuer(t *testing.T) {
 	s := newServer(t, func(*server, http.ResponseWriter, any) {})
 	_, _, said := keep(t, s, read(t, mtlstest.NewAuthority(t).File))

@@ -134,7 +134,7 @@ func TestPassesWhereARegistryHasNoPlace(t *testing.T) {
 				t.Errorf("%s: waited %v or passed", name, took)
 			}
 		}
-		// What is to be kept waits.
+		// A blob that the store keeps waits.
 		if _, took, err := open("slow.test", fresh(10), behaviour{}, Request{Proven: true}); !errors.Is(err, ErrBusy) || took != f.cfg.Queue {
 			t.Errorf("to be kept: %v after %v", err, took)
 		}

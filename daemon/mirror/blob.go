@@ -170,7 +170,7 @@ func (c *call) blobSize(ctx context.Context) (int64, error) {
 	if size, ok := c.cfg.Blobs.Stat(d); ok {
 		return size, nil
 	}
-	// What a manifest names need not be there: a GET would find out.
+	// A blob that a manifest names may be missing: a GET would find out.
 	size, err := c.cfg.Origin.HeadBlob(ctx, c.caller, c.repo, d)
 	if err != nil && c.cfg.Origin.Unavailable(err) {
 		if size, ok := c.sizes.Get(sizeKey{c.repo, d}); ok {

@@ -106,7 +106,7 @@ func TestSmallManifestsDoNotWait(t *testing.T) {
 	}
 }
 
-// What is remembered of manifests is bounded in bytes.
+// The memory of manifests is bounded in bytes.
 func TestFactsAreBounded(t *testing.T) {
 	m := newManifests()
 	f := &facts{named: make([]named, 10000)}
@@ -133,7 +133,7 @@ func TestNamedIsBounded(t *testing.T) {
 	}
 }
 
-// What is no manifest, or too long, is not found as one.
+// A blob that is no manifest, or is too long, is not found as one.
 func TestManifestRefused(t *testing.T) {
 	m := newManifests()
 	gate := make(chan struct{})

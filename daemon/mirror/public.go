@@ -15,7 +15,7 @@ import (
 )
 
 // public is anybody: no credential of the daemon's goes along with its requests.
-// What an origin gives to it, everyone may have.
+// Everyone may have what an origin gives to it.
 var public = Caller{Public: true, ID: "public"}
 
 const (
